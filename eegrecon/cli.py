@@ -1,0 +1,183 @@
+"""The command line: `eegrecon VERB (--exp NAME | --config FILE) [options] [key=value …]`.
+
+A verb becomes a config, a directory and one call of `eegrecon.stages.<verb>.run`; the stage itself decides whether
+there is anything to do. Stages are imported after the config is checked, so `--help` and config errors answer at once.
+"""
+
+import argparse
+import importlib
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eegrecon import __version__
+from eegrecon.artifacts import is_rank_zero
+from eegrecon.config import STAGES, keys_of, load
+from eegrecon.errors import ConfigError, EegreconError
+
+SUMMARIES = {
+    "prepare-data": "make the pictures and the trial stores of a set",
+    "extract-targets": "make the target stores (image embeddings, VAE latents) of a set",
+    "train-encoder": "stage 1: train the EEG encoder",
+    "train-prior": "stage 2: train the diffusion prior",
+    "reconstruct": "stage 3: make the pictures and score them",
+    "evaluate": "score finished reconstructions again",
+    "pocket-weights": "retrain the small checkpoints that the package ships",
+}
+# What each verb reads, in the order in which it has to be made.
+UPSTREAM = {
+    "prepare-data": (),
+    "extract-targets": ("prepare-data",),
+    "train-encoder": ("prepare-data", "extract-targets"),
+    "train-prior": ("prepare-data", "extract-targets", "train-encoder"),
+    "reconstruct": ("prepare-data", "extract-targets", "train-encoder", "train-prior"),
+    "evaluate": ("prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct"),
+    "pocket-weights": (),
+}
+# Blocks that several stages share: an override of one reaches the earlier stages that --upstream makes.
+SHARED = ("data", "target", "trainer", "seed")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's own errors, in the one-sentence form of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; default `sys.argv[1:]`.
+
+    Returns:
+        The exit code: 0 done or up to date, 2 with one sentence on stderr for what the user can mend, 130 interrupted.
+        Any other exception is a bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(_parse(arguments), arguments)
+    except EegreconError as error:
+        print(f"eegrecon: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eegrecon: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def run_directory(options: argparse.Namespace, config: Any) -> Path:
+    """Where the stage writes: `<root>/<set>` for data verbs, else the stage's folder in the run's directory."""
+    folder = STAGES[options.verb].folder
+    if folder is None:
+        return Path(config.data.root) / config.data.set
+    if options.run is not None:
+        return Path(options.run) / folder
+    exp = options.exp if options.exp is not None else Path(options.config).resolve().parent.name
+    run = Path("runs") / exp
+    if keys_of(options.verb, "data.subjects"):
+        run /= "sub-" + "-".join(f"{subject:02d}" for subject in config.data.subjects)
+    return run / f"seed-{config.seed}" / folder
+
+
+def upstream_commands(options: argparse.Namespace) -> list[list[str]]:
+    """The argument lists of the earlier stages, in order; each decides for itself whether it is up to date."""
+    commands = []
+    for verb in UPSTREAM[options.verb]:
+        words = [verb]
+        if options.exp is not None:
+            words += ["--exp", options.exp]
+        else:
+            words += ["--config", str(Path(options.config).parent / STAGES[verb].yaml)]
+        if options.subject is not None and keys_of(verb, "data.subjects"):
+            words += ["--subject", str(options.subject)]
+        in_run = STAGES[verb].folder is not None
+        for name in ("seed", "run"):
+            if in_run and getattr(options, name) is not None:
+                words += [f"--{name}", str(getattr(options, name))]
+        for override in options.overrides:
+            key = override.partition("=")[0]
+            shared = key.split(".")[0] in SHARED and keys_of(verb, key)
+            # SEED changes initialisation, order and sampling, never the data or the simulated brain.
+            if shared and (in_run or key != "seed"):
+                words.append(override)
+        commands.append(words)
+    return commands
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+    config = _config(options)
+    directory = run_directory(options, config)
+    if getattr(options, "upstream", False) and is_rank_zero():
+        commands = upstream_commands(options)
+        for words in commands:  # every earlier stage's config is checked before the first of them runs
+            _config(_parse(words))
+        for words in commands:
+            print(f"eegrecon: first: eegrecon {shlex.join(words)}", file=sys.stderr, flush=True)
+            code = subprocess.run([sys.executable, "-m", "eegrecon", *words], check=False).returncode
+            if code:
+                return 130 if code == -signal.SIGINT else code
+    before = _manifests(directory)
+    stage = importlib.import_module(f"eegrecon.stages.{options.verb.replace('-', '_')}")
+    command = shlex.join(["eegrecon", *arguments])
+    stage.run(config, directory=directory, command=command, overwrite=options.overwrite)
+    if is_rank_zero():
+        state = "up to date" if before and before == _manifests(directory) else "finished"
+        print(f"eegrecon: {options.verb}: {state}: {directory}", file=sys.stderr)
+    return 0
+
+
+def _manifests(directory: Path) -> dict[Path, int]:
+    # A data verb keeps one manifest a store, two levels down; looking deeper would walk through the pictures.
+    found = [path for pattern in ("manifest.json", "*/*/manifest.json") for path in directory.glob(pattern)]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def _config(options: argparse.Namespace) -> Any:
+    overrides = []
+    if getattr(options, "subject", None) is not None:
+        overrides.append(f"data.subjects=[{options.subject}]")
+    if getattr(options, "seed", None) is not None:
+        overrides.append(f"seed={options.seed}")
+    file = Path(options.config) if options.config is not None else None
+    return load(options.verb, options.exp, file, [*overrides, *options.overrides])
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    # argparse cannot interleave options and positionals below a verb, so what follows a later option is sorted here.
+    options, rest = _parser().parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-"):
+            raise ConfigError(f"There is no option {word!r} (see eegrecon {options.verb} --help).")
+    options.overrides += rest
+    for word in options.overrides:
+        if "=" not in word:
+            raise ConfigError(f"{word!r} is not of the form key=value (see eegrecon {options.verb} --help).")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="eegrecon", description="From EEG to the picture that was seen.")
+    parser.add_argument("--version", action="version", version=f"eegrecon {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for verb, summary in SUMMARIES.items():
+        sub = verbs.add_parser(
+            verb, allow_abbrev=False, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
+        )
+        source = sub.add_mutually_exclusive_group(required=True)
+        source.add_argument("--exp", metavar="NAME", help="a shipped experiment, such as pocket")
+        source.add_argument("--config", metavar="FILE", help="a YAML file of your own")
+        if keys_of(verb, "data.subjects"):
+            sub.add_argument("--subject", type=int, metavar="N", help="the same as data.subjects=[N]")
+        if STAGES[verb].folder is not None:
+            sub.add_argument("--seed", type=int, metavar="N", help="the same as seed=N")
+            sub.add_argument("--run", metavar="DIR", help="the run's directory, not runs/<exp>/sub-XX/seed-N")
+        if UPSTREAM[verb]:
+            sub.add_argument("--upstream", action="store_true", help="make missing earlier stages first")
+        sub.add_argument("--overwrite", action="store_true", help="replace a result of another config")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="change a config value")
+    return parser

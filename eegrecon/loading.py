@@ -1,0 +1,104 @@
+"""From a stage directory to the ready network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eegrecon.artifacts import read_manifest
+from eegrecon.config import ENCODERS, LATENT_HEADS, PRIORS, Choice, parse_yaml
+from eegrecon.diffusion.objectives import build_scheduler
+from eegrecon.diffusion.scaled import ScaledPrior
+from eegrecon.errors import ArtifactError
+from eegrecon.manifest import Manifest
+from eegrecon.models.encoders.wrapper import AlignedEncoder
+from eegrecon.registry import resolve
+
+
+@dataclass(frozen=True)
+class LoadedStage:
+    """A stage's network, rebuilt (eval mode, float32), with its manifest and resolved config.
+
+    `network` is an `AlignedEncoder` (which holds the latent head, if any) or a `ScaledPrior`.
+    """
+
+    network: nn.Module
+    manifest: Manifest
+    config: dict[str, Any]
+
+
+def load(stage_dir: str | Path, device: str = "cpu") -> nn.Module:
+    """The ready network of a finished stage: eval mode, float32, on `device`.
+
+    Args:
+        stage_dir: A directory that `train-encoder` or `train-prior` has finished.
+        device: A torch device.
+
+    Returns:
+        The `AlignedEncoder` (`forward(eeg (b, n_chans, n_times) in the trial store's unit, subject (b,)) -> (b, dim)`)
+        or the `ScaledPrior` (`sample(eeg_embeds (b, dim), generators=…, guidance_scale=…, num_inference_steps=…)`).
+
+    Raises:
+        ArtifactError: The directory is unfinished, was tampered with, or does not hold the network its config names.
+    """
+    return load_stage(stage_dir, device).network
+
+
+def load_stage(stage_dir: str | Path, device: str = "cpu") -> LoadedStage:
+    """Everything in a stage's `model.safetensors`; see `LoadedStage` and `load`."""
+    directory = Path(stage_dir)
+    manifest = read_manifest(directory)
+    config = parse_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{directory} ({manifest.stage}) holds no network: load a train-encoder or train-prior one."
+        )
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"The weights {path} cannot be read ({error}): make them again with --overwrite."
+        ) from error
+    network = _build(manifest, config, state)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        listing = " ".join(str(error).split())
+        raise ArtifactError(
+            f"The weights {path} do not fit the network that {directory / 'config.yaml'} names: {listing}."
+        ) from error
+    return LoadedStage(network.eval().float().to(device), manifest, config)
+
+
+def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    dim: int = _fact(manifest, "interface", "dim")
+    if manifest.stage == "train-encoder":
+        n_chans, n_times = len(_fact(manifest, "data", "channels")), _fact(manifest, "data", "n_times")
+        encoder = resolve(ENCODERS, Choice(**config["encoder"]), n_chans=n_chans, n_times=n_times, dim=dim)
+        head = None
+        if any(key.startswith("latent_head.") for key in state):
+            shape = tuple(_fact(manifest, "interface", "latent_shape"))
+            head = resolve(LATENT_HEADS, Choice(**config["latent_head"]), dim=dim, latent_shape=shape)
+        return AlignedEncoder(encoder, head, torch.zeros(n_chans), torch.ones(n_chans))
+    if manifest.stage == "train-prior":
+        options = config["diffusion"]
+        names = ("prediction_type", "num_train_timesteps", "beta_schedule")
+        scheduler = build_scheduler(**{name: options[name] for name in names})
+        network = resolve(PRIORS, Choice(**config["prior"]), dim=dim, cond_dim=dim)
+        return ScaledPrior(network, scheduler, dim=dim, cond_dim=dim)
+    raise ArtifactError(f"A {manifest.stage} directory holds no network to load.")
+
+
+def _fact(manifest: Manifest, group: str, name: str) -> Any:
+    values = getattr(manifest, group)
+    if name not in values:
+        raise ArtifactError(
+            f"The manifest of {manifest.stage} lacks {group}.{name}, without which its network cannot be rebuilt: "
+            "make it again with --overwrite."
+        )
+    return values[name]

@@ -1,0 +1,1 @@
+"""The tests; a package, because some installed distributions ship a `tests` package that would be found instead."""
