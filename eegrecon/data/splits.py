@@ -1,0 +1,148 @@
+"""Which pictures are for training, validation and test: a pure function whose result is hashed into every manifest."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eegrecon.data.images import ImageSet
+from eegrecon.errors import ConfigError, DataError
+
+PROTOCOLS = ("within_subject", "joint")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A named division of a set's pictures; validation holds out whole concepts.
+
+    Attributes:
+        set: Name of the set.
+        protocol: `within_subject` or `joint`.
+        subjects: Whose trials it is for.
+        val_concepts: How many training concepts are held out.
+        split_seed: Which ones; never the run's seed.
+        train: `image_index`, (n_train,) int64, ascending; likewise `val` and `test`.
+        val: (n_val,).
+        test: (n_test,).
+        ids: Partition to the `image_id`s in the same order.
+    """
+
+    set: str
+    protocol: str
+    subjects: tuple[int, ...]
+    val_concepts: int
+    split_seed: int
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    ids: dict[str, list[str]]
+
+    @property
+    def sha256(self) -> str:
+        """Of the three lists of image ids together."""
+        return _sha256([f"{name}:{image_id}" for name, ids in self.ids.items() for image_id in ids])
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: how the split was made, its sizes and the hashes of its id lists."""
+        return {
+            "protocol": self.protocol,
+            "val_concepts": self.val_concepts,
+            "split_seed": self.split_seed,
+            "n_images": {name: len(ids) for name, ids in self.ids.items()},
+            "sha256": {**{name: _sha256(ids) for name, ids in self.ids.items()}, "all": self.sha256},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole split as plain values, for a `split.json` beside a manifest: `image_index` lists and hashes."""
+        lists = {name: getattr(self, name).tolist() for name in ("train", "val", "test")}
+        return {"set": self.set, "subjects": list(self.subjects), **self.describe(), **lists}
+
+
+def held_out_concepts(n_concepts: int, val_concepts: int, split_seed: int = 0) -> list[int]:
+    """Which training concepts validation holds out, as positions 0…n_concepts − 1 in THINGS order, ascending.
+
+    They are the first `val_concepts` of a permutation drawn from `split_seed` alone: the same for every subject, and
+    nested (the 30 for `val_concepts=30` are among the 60 for 60). Whoever trains weights that must not see them, asks
+    here. NumPy may change its streams one day; the hash in every manifest would tell.
+
+    Raises:
+        ConfigError: Fewer than 0 concepts, or all of them, are asked for.
+
+    >>> held_out_concepts(10, 3)
+    [2, 4, 6]
+    """
+    if not 0 <= val_concepts < n_concepts:
+        raise ConfigError(
+            f"data.split.val_concepts is {val_concepts}, but it must be at least 0 and below {n_concepts}, the number "
+            "of training concepts."
+        )
+    return sorted(np.random.default_rng(split_seed).permutation(n_concepts)[:val_concepts].tolist())
+
+
+def make_split(
+    images: ImageSet,
+    trials_index_train: np.ndarray,
+    *,
+    set: str,
+    protocol: str,
+    subject: int | list[int] | tuple[int, ...],
+    val_concepts: int,
+    split_seed: int = 0,
+) -> Split:
+    """Hold out whole training concepts for validation; which ones, `held_out_concepts` says.
+
+    Args:
+        images: The set's pictures.
+        trials_index_train: `image_index` of the training pictures that have trials, (n,), repeats allowed.
+        set: Name of the set.
+        protocol: `within_subject` (one subject) or `joint` (several, the same pictures held out of all).
+        subject: Whose trials; one number or several.
+        val_concepts: How many concepts to hold out; 0 for none.
+        split_seed: Which draw.
+
+    Raises:
+        ConfigError: The protocol is not known yet, does not fit the subjects, or too many concepts are asked for.
+        DataError: A held-out concept has no trials, or a trial shows a picture that is no training picture.
+    """
+    subjects = (subject,) if isinstance(subject, int) else tuple(subject)
+    if protocol == "leave_one_subject_out":
+        raise ConfigError("data.protocol leave_one_subject_out comes with issue 3: use within_subject.")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"data.protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}.")
+    if protocol == "within_subject" and len(subjects) != 1:
+        raise ConfigError(
+            f"data.protocol within_subject needs exactly one subject, but data.subjects is {list(subjects)}."
+        )
+    index = np.unique(np.asarray(trials_index_train, dtype=np.int64))
+    if not np.isin(index, images.train_index).all():
+        raise DataError(f"Some training trials show no training picture of {images.set_root}: make the trials again.")
+    concepts = np.unique(images.concept_index[images.train_index])
+    held_out = concepts[held_out_concepts(len(concepts), val_concepts, split_seed)]
+    is_val = np.isin(images.concept_index[index], held_out)
+    if len(found := np.unique(images.concept_index[index[is_val]])) != val_concepts:
+        raise DataError(
+            f"Of the {val_concepts} validation concepts of the set {set!r}, subject {', '.join(map(str, subjects))} "
+            f"has trials for {len(found)} only: choose another data.split.split_seed or complete the trials."
+        )
+    parts = {"train": index[~is_val], "val": index[is_val], "test": images.test_index}
+    return Split(
+        set=set,
+        protocol=protocol,
+        subjects=subjects,
+        val_concepts=val_concepts,
+        split_seed=split_seed,
+        ids={name: images.ids(part) for name, part in parts.items()},
+        **parts,
+    )
+
+
+def gallery_of(images: ImageSet, image_index: np.ndarray) -> np.ndarray:
+    """The first picture of each concept among these, (n_concepts,) int64, ascending: the retrieval candidates."""
+    index = np.unique(np.asarray(image_index, dtype=np.int64))
+    _, first = np.unique(images.concept_index[index], return_index=True)
+    return np.sort(index[first])
+
+
+def _sha256(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

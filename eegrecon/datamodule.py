@@ -1,0 +1,372 @@
+"""`ThingsDataModule`: one class that feeds all stages, and keeps training away from test data."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from eegrecon.artifacts import load_embeds
+from eegrecon.data.batches import (
+    Batch,
+    GlobalBatchSampler,
+    RowDataset,
+    ShardBatchSampler,
+    TrialDataset,
+    as_is,
+    generator_of,
+    loader,
+    whole,
+)
+from eegrecon.data.images import ImageSet
+from eegrecon.data.partition import Partition
+from eegrecon.data.rows import channel_moments, rows_of, training_blocks
+from eegrecon.data.splits import Split, gallery_of, make_split
+from eegrecon.data.targets import TargetStore
+from eegrecon.data.trials import TrialStore
+from eegrecon.errors import ConfigError, DataError
+
+Stage = Literal["encoder", "prior", "reconstruct", "evaluate"]
+STAGES = ("encoder", "prior", "reconstruct", "evaluate")
+TEST_STAGES = ("reconstruct", "evaluate")
+PERMUTATION = 0x5045524D  # keeps the stream that permutes labels apart from the one that shuffles batches
+
+
+class ThingsDataModule(lightning.LightningDataModule):
+    """Data of one stage.
+
+    Batches (all ids int64, all values float32):
+
+    - encoder, train: eeg (b, n_chans, n_times) in the store's unit, subject (b,), image_index (b,), concept_index (b,),
+      repetition (b,; −1 = averaged), targets {"image": (b, dim), "vae_latent": (b, 4, h, w), …}.
+    - encoder, val: the same over all pictures of the held-out concepts, always averaged, and gallery (b,) bool, true
+      for the first picture of each concept; test (`reconstruct`, `evaluate`): the same without gallery.
+    - prior: eeg_embeds (b, cond_dim), image_embeds (b, dim), subject (b,), image_index (b,); val also gallery (b,).
+    - generator (after `set_embeds`): image_embeds (b, dim), image_index (b,), draw (b,)[, latents (b, 4, h, w)].
+
+    `batch_size` counts rows over all processes. The trainer needs `use_distributed_sampler=False`: sharding is done
+    here, in training by `GlobalBatchSampler`, elsewhere in contiguous shards. Under several processes validation shards
+    of unequal length are padded with repeated rows, which scores drop by (subject, image_index).
+
+    Headers, pictures and the split are checked on construction or first use; arrays are read in `setup`. `setup("fit")`
+    and `setup("validate")` open training files only.
+
+    Args:
+        stage: Who asks.
+        images_root: The set's folder (with `images.json`).
+        trial_dirs: Trial stores, one per subject (`data.trial_dir`).
+        target_dirs: Key in the batch to target store; "image" is the embedding that is predicted.
+        val_concepts: How many training concepts validation holds out.
+        protocol: See `data.splits`.
+        split_seed: See `data.splits`.
+        repetitions: Training trials "each" by itself or their "average"; validation and test are always averaged.
+        window: [start, stop) in seconds from picture onset.
+        channels: "all" or names in the order wanted.
+        l2_normalise: Keys of `target_dirs` whose vectors are divided by their norm.
+        batch_size: Rows of one step over all processes.
+        num_workers: Loader processes.
+        seed: The run's seed; decides the order of training rows (and the permutation of labels).
+        upstream: For the prior: the encoder's directory, whose `embeds/{train,val}.safetensors` are read.
+        permute_labels: The control: pictures are re-assigned by a seeded permutation, among the training pictures and
+            among the validation pictures separately; image_index, concept_index and targets follow the new picture.
+
+    Raises:
+        ConfigError: A choice is unknown or does not fit.
+        DataError: A store is missing, damaged, or does not belong to the pictures or to the other stores.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        images_root: Path,
+        trial_dirs: Sequence[Path],
+        target_dirs: Mapping[str, Path],
+        val_concepts: int,
+        protocol: str = "within_subject",
+        split_seed: int = 0,
+        repetitions: Literal["each", "average"] = "each",
+        window: Sequence[float] = (0.0, 1.0),
+        channels: Literal["all"] | Sequence[str] = "all",
+        l2_normalise: Sequence[str] = (),
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        upstream: Path | None = None,
+        permute_labels: bool = False,
+    ) -> None:
+        super().__init__()
+        for what, value, known in (("stage", stage, STAGES), ("repetitions", repetitions, ("each", "average"))):
+            if value not in known:
+                raise ConfigError(f"The data module's {what} is {value!r}, expected one of {', '.join(known)}.")
+        if stage == "prior" and (upstream is None or "image" not in target_dirs):
+            raise ConfigError("The prior's data are the encoder's directory (upstream) and an 'image' target.")
+        if unknown := sorted(set(l2_normalise) - set(target_dirs)):
+            raise ConfigError(f"l2_normalise names {', '.join(unknown)}, which is no target.")
+        if not trial_dirs:
+            raise ConfigError("The data module needs the trial store of at least one subject.")
+        self.stage, self.repetitions, self.batch_size, self.num_workers = stage, repetitions, batch_size, num_workers
+        self.seed, self.upstream, self.permute_labels = seed, upstream, permute_labels
+        self._split_args = {"protocol": protocol, "val_concepts": val_concepts, "split_seed": split_seed}
+        self._selection: dict[str, Any] = {"channels": channels, "window": list(window)}
+        self.images = ImageSet.from_root(images_root)
+        self.trials = [TrialStore(path, self.images) for path in trial_dirs]
+        self.targets = {
+            key: TargetStore(path, self.images, l2_normalise=key in l2_normalise) for key, path in target_dirs.items()
+        }
+        self._check_stores_agree()
+        self._datasets: dict[str, TrialDataset | RowDataset] = {}
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._pictures: RowDataset | None = None
+
+    def _check_stores_agree(self) -> None:
+        first = self.trials[0]
+        for store in self.trials[1:]:
+            for name in ("set", "unit", "sfreq", "tmin", "ch_names"):
+                mine, other = getattr(first, name), getattr(store, name)
+                if mine != other:
+                    raise DataError(
+                        f"{first.path} and {store.path} cannot be used together: their {name} is {mine} and {other}; "
+                        "make them in the same way with `eegrecon prepare-data`."
+                    )
+        samples = first.select_window(self._selection["window"])
+        chosen = first.select_channels(self._selection["channels"])
+        self.ch_names = [first.ch_names[i] for i in chosen]
+        self.n_chans, self.n_times = len(chosen), samples.stop - samples.start
+        self.sfreq, self.unit = first.sfreq, first.unit
+        self.subjects = [store.subject for store in self.trials]
+        if len(set(self.subjects)) != len(self.subjects):
+            raise DataError(f"The trial stores are of subjects {self.subjects}: each subject may come only once.")
+
+    # ---- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def target_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one target by key, such as {"image": (256,), "vae_latent": (4, 16, 16)}."""
+        return {key: store.shape for key, store in self.targets.items()}
+
+    @cached_property
+    def split(self) -> Split:
+        """Training, validation and test pictures."""
+        index = np.concatenate([store.image_index("train") for store in self.trials])
+        return make_split(self.images, index, set=self.trials[0].set, subject=self.subjects, **self._split_args)  # type: ignore[arg-type]
+
+    @cached_property
+    def gallery(self) -> Tensor:
+        """`image_index` of the validation gallery, (val_concepts,) int64: the first picture of each concept."""
+        return torch.from_numpy(gallery_of(self.images, self.split.val))
+
+    @property
+    def channel_mean(self) -> Tensor:
+        """Mean of each channel over the training rows (as trained on), (n_chans,) float32, in the store's unit."""
+        return self._channel_moments()[0]
+
+    @property
+    def channel_std(self) -> Tensor:
+        """Standard deviation of each channel over the same rows, (n_chans,) float32, above 0."""
+        return self._channel_moments()[1]
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest's `data`: set, subjects, channels in order, sampling, window, split with hashes, trials."""
+        return {
+            "set": self.trials[0].set,
+            "subjects": self.subjects,
+            "channels": self.ch_names,
+            "n_chans": self.n_chans,
+            "sfreq": self.sfreq,
+            "window": self._selection["window"],
+            "n_times": self.n_times,
+            "unit": self.unit,
+            "repetitions": self.repetitions,
+            "permute_labels": self.permute_labels,
+            "images_sha256": self.images.sha256,
+            "split": self.split.describe(),
+        }
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a trainer function needs; calling it again costs nothing.
+
+        Raises:
+            DataError: Test data are asked for in a stage that must not see them, or arrays are damaged.
+        """
+        wants_test = stage in ("test", "predict")
+        if wants_test and self.stage not in TEST_STAGES:
+            raise DataError(
+                f"Test data are opened by {' and '.join(TEST_STAGES)} alone, but setup({stage!r}) was called in the "
+                f"stage {self.stage!r}: use its train and val data."
+            )
+        if not wants_test:
+            for part in ("train", "val"):
+                self.dataset(part)
+        elif stage == "test":
+            self.dataset("test")
+
+    def dataset(self, part: Literal["train", "val", "test"]) -> TrialDataset | RowDataset:
+        """The rows of one part, read on first use.
+
+        Raises:
+            DataError: As `setup`.
+        """
+        if part == "test" and self.stage not in TEST_STAGES:
+            self.setup("test")  # raises
+        if part not in self._datasets:
+            if self.stage == "prior":
+                self._datasets[part] = self._embeds(part)
+            elif part == "test":
+                self._datasets[part] = self._trials(self._open("test"), "test", average=True)
+            else:
+                self._read_training()
+        return self._datasets[part]
+
+    def averaged(self, part: Literal["train", "val", "test"]) -> Batch:
+        """All pictures of one part with repetitions averaged, as one encoder batch (for closed-form fits)."""
+        if part == "train" and self.repetitions == "each":
+            return whole(self._trials(self._open("train"), "train", average=True))
+        return whole(self.dataset(part))
+
+    def _read_training(self) -> None:
+        partitions = self._open("train")
+        train = self._trials(partitions, "train", average=self.repetitions == "average")
+        self._moments = channel_moments(training_blocks(train.eeg, partitions, self.split.train), self.ch_names)
+        self._datasets["train"] = train
+        self._datasets["val"] = self._trials(partitions, "val", average=True)
+
+    def _channel_moments(self) -> tuple[Tensor, Tensor]:
+        if self.stage == "prior":
+            raise ConfigError(
+                "The prior sees embeddings, not EEG: ask the encoder's data module for channel statistics."
+            )
+        if self._moments is None:
+            self._read_training()
+        assert self._moments is not None
+        return self._moments
+
+    def _open(self, partition: Literal["train", "test"]) -> list[Partition]:
+        return [store.open(partition, **self._selection) for store in self.trials]
+
+    def _trials(self, partitions: list[Partition], part: str, *, average: bool) -> TrialDataset:
+        eeg, columns = rows_of(partitions, self.subjects, getattr(self.split, part), average=average)
+        index = self._relabelled(part)[columns["image_index"]]
+        columns = {**columns, "image_index": index, "concept_index": self.images.concept_index[index]}
+        tensors = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
+        if part == "val":
+            tensors["gallery"] = torch.isin(tensors["image_index"], self.gallery)
+        shown, target_row = np.unique(index, return_inverse=True)
+        targets = {key: torch.from_numpy(target.rows(shown)) for key, target in self.targets.items()}
+        return TrialDataset(eeg, tensors, targets, torch.from_numpy(target_row))
+
+    def _relabelled(self, part: str) -> np.ndarray:
+        """Which picture stands for each picture, (n_images,): itself, unless labels are permuted."""
+        names = np.arange(len(self.images))
+        if self.permute_labels and part != "test":
+            pictures = getattr(self.split, part)
+            order = torch.randperm(len(pictures), generator=generator_of(self.seed, PERMUTATION, part == "val"))
+            names[pictures] = pictures[order.numpy()]
+        return names
+
+    def _embeds(self, part: str) -> RowDataset:
+        """The encoder's embeddings of one part beside the pictures' own.
+
+        Raises:
+            DataError: They are of pictures that this split has elsewhere.
+        """
+        assert self.upstream is not None
+        path = Path(self.upstream) / "embeds" / f"{part}.safetensors"
+        arrays = load_embeds(path)
+        index = arrays["image_index"].astype(np.int64)
+        foreign = np.setdiff1d(index, getattr(self.split, part))
+        if len(foreign):
+            raise DataError(
+                f"{path} holds {len(foreign)} pictures that are not in the {part} part of this split (the first is "
+                f"number {foreign[0]} of images.json): give data.split, data.set and data.subjects the values that the "
+                "encoder was trained with."
+            )
+        columns = {
+            "eeg_embeds": torch.from_numpy(arrays["eeg_embeds"]),
+            "image_embeds": torch.from_numpy(self.targets["image"].rows(index)),
+            "subject": torch.from_numpy(arrays["subject"].astype(np.int64)),
+            "image_index": torch.from_numpy(index),
+        }
+        if part == "val":
+            columns["gallery"] = torch.isin(columns["image_index"], self.gallery)
+        return RowDataset(columns)
+
+    # ---- loaders -----------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled; this process's share of every global batch."""
+        rank, world_size = self._place()
+        dataset = self.dataset("train")
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, rank, world_size, self.seed)
+        return loader(dataset, sampler, self.num_workers, self.seed)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """All validation rows in order, shared among processes; an empty list if no concept is held out."""
+        return self._ordered(self.dataset("val")) if len(self.split.val) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """All test pictures in order, averaged, as encoder batches (`reconstruct` and `evaluate` only)."""
+        return self._ordered(self.dataset("test"))
+
+    def embed_dataloader(self, part: Literal["train", "val", "test"]) -> DataLoader[Batch]:
+        """Every row of one part once and in order, on every process alike: what `embeds/*.safetensors` is made of."""
+        dataset = self.dataset(part)
+        return loader(dataset, ShardBatchSampler(len(dataset), self.batch_size), self.num_workers, self.seed)
+
+    def set_embeds(
+        self, image_embeds: Tensor, image_index: Tensor, *, draws: int = 1, latents: Tensor | None = None
+    ) -> None:
+        """Give the generator its rows: each picture `draws` times.
+
+        Args:
+            image_embeds: (n, dim).
+            image_index: (n,).
+            draws: Pictures to make of each.
+            latents: (n, 4, h, w) to start from, if any.
+        """
+        n = len(image_embeds)
+        columns = {"image_embeds": image_embeds.float().cpu(), "image_index": image_index.long().cpu()}
+        if latents is not None:
+            columns["latents"] = latents.float().cpu()
+        if any(len(column) != n for column in columns.values()):
+            raise DataError(f"The generator's rows differ in number: { {k: len(v) for k, v in columns.items()} }.")
+        repeated = {name: column.repeat(draws, *[1] * (column.ndim - 1)) for name, column in columns.items()}
+        self._pictures = RowDataset({**repeated, "draw": torch.arange(draws).repeat_interleave(n)})
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Generator batches of this process's share of what `set_embeds` was given, none repeated.
+
+        Raises:
+            DataError: `set_embeds` was not called.
+        """
+        if self._pictures is None:
+            raise DataError("The generator has no embeddings yet: call set_embeds before Trainer.predict.")
+        rank, world_size = self._place()
+        mine = RowDataset(self._pictures.__getitems__(range(rank, len(self._pictures), world_size)))
+        # A plain batch size: Lightning rebuilds prediction loaders, which it can with torch's own batch sampler only.
+        return DataLoader(mine, batch_size=max(1, self.batch_size // world_size), collate_fn=as_is)
+
+    def _ordered(self, dataset: TrialDataset | RowDataset) -> DataLoader[Batch]:
+        sampler = ShardBatchSampler(len(dataset), self.batch_size, *self._place())
+        return loader(dataset, sampler, self.num_workers, self.seed)
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, world size) of the trainer this is attached to.
+
+        Raises:
+            ConfigError: Lightning would shard what is sharded here already.
+        """
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return 0, 1
+        # Not public, but the mistake would silently halve what each process sees.
+        if getattr(trainer._accelerator_connector, "use_distributed_sampler", False):
+            raise ConfigError("trainer.use_distributed_sampler must be false: the data module shares rows out itself.")
+        return trainer.global_rank, trainer.world_size

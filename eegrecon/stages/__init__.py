@@ -1,0 +1,1 @@
+"""One function per verb: `run(cfg, *, directory, command, overwrite) -> Manifest`."""
