@@ -1,0 +1,1 @@
+"""Networks only: no training loop, no files, no config objects."""

@@ -1,0 +1,138 @@
+"""LightningModules that train what the pocket set ships: projection heads, autoencoder, denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import LightningModule
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def decaying_lr(warmup: int, total: int, flat: float = 0.0) -> Callable[[int], float]:
+    """Return a learning-rate factor: linear warm-up, flat for a share of the run, then linear to zero."""
+    hold = warmup + flat * (total - warmup)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, min(1.0, (total - step) / max(1.0, total - hold)))
+
+    return factor
+
+
+class _Steps(LightningModule):
+    """Shared wiring: AdamW with a step-wise decaying rate, the loss terms logged and shown."""
+
+    def __init__(self, lr: float, total_steps: int, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.lr, self.total_steps, self.weight_decay = lr, total_steps, weight_decay
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
+        )
+        warmup = min(100, max(1, self.total_steps // 10))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, decaying_lr(warmup, self.total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def report(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, prog_bar=True)
+        return torch.stack(list(terms.values())).sum()
+
+
+class HeadsModule(_Steps):
+    """Train the pocket CLIP's two linear heads on cached tower features.
+
+    Contrastive between pictures and names (a picture's positives are all rows of its concept), plus a term that keeps
+    the embedding able to give the image tower's features back, so that it describes pictures and not only names.
+
+    Args:
+        image_head: Linear(1280, dim).
+        text_head: Linear(384, dim, no bias).
+        logit_scale: scalar parameter, log space.
+        keep: weight of the feature-keeping term.
+    """
+
+    def __init__(
+        self, image_head: nn.Linear, text_head: nn.Linear, logit_scale: torch.Tensor, keep: float, **steps: Any
+    ) -> None:
+        super().__init__(**steps)
+        self.image_head, self.text_head, self.keep = image_head, text_head, keep
+        self.logit_scale = torch.nn.Parameter(logit_scale.detach().clone())
+        self.decoder = torch.nn.Linear(image_head.out_features, image_head.in_features)
+
+    def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss of (features (b, 1280), pooled texts (b, 384), concept (b,))."""
+        features, texts, concept = batch
+        image_embeds = self.image_head(features)
+        text_embeds = self.text_head(texts)
+        logits = self.logit_scale.exp() * F.normalize(image_embeds, dim=1) @ F.normalize(text_embeds, dim=1).T
+        same = (concept[:, None] == concept[None]).float()
+        target = same / same.sum(1, keepdim=True)
+        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        kept = F.mse_loss(self.decoder(image_embeds), features) / features.var(0).mean()
+        # Unit variance per dimension keeps the space at the scale that the generator and the priors expect.
+        scale = (image_embeds.var(0).mean() - 1) ** 2 + image_embeds.mean(0).pow(2).mean()
+        return self.report({"contrastive": contrastive, "keep": self.keep * kept, "scale": scale})
+
+
+class AutoencoderModule(_Steps):
+    """Train a diffusers ``AutoencoderKL`` on pictures: L1 on pixels and on edges, a tiny KL term.
+
+    All but the last twentieth of the steps see random quarters of the pictures (the network is convolutional but for
+    one attention layer), which trains four times as fast.
+    """
+
+    def __init__(self, vae: nn.Module, kl: float = 1e-6, **steps: Any) -> None:
+        super().__init__(**steps)
+        self.vae, self.kl = vae, kl
+
+    def training_step(self, batch: tuple[torch.Tensor]) -> torch.Tensor:
+        """Loss of uint8 pictures (b, 3, h, w)."""
+        pictures = batch[0].float() / 127.5 - 1
+        if self.global_step < 0.95 * self.total_steps:
+            half = pictures.shape[-1] // 2
+            top, left = torch.randint(0, half + 1, (2,)).tolist()
+            pictures = pictures[..., top : top + half, left : left + half]
+        posterior = self.vae.encode(pictures).latent_dist  # type: ignore[operator]
+        decoded = self.vae.decode(posterior.sample()).sample.float()  # type: ignore[operator]
+        edges = torch.stack([F.l1_loss(decoded.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3)]).sum()
+        kl = self.kl * posterior.kl().mean()
+        return self.report({"pixels": F.l1_loss(decoded, pictures), "edges": edges, "kl": kl})
+
+
+class DenoiserModule(_Steps):
+    """Train the pocket SDXL's UNet and IP-Adapter together: v-prediction, condition dropped per picture.
+
+    Args:
+        denoiser: ``PocketDenoiser``.
+        scheduler: diffusers scheduler of the pipeline.
+        drop: share of rows whose condition is dropped, for classifier-free guidance.
+        embed_noise: standard deviation of the noise on the (unit-variance) condition; keeps the network from
+            memorising concepts by their exact embedding.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, scheduler: Any, drop: float = 0.1, embed_noise: float = 0.1, **steps: Any
+    ) -> None:
+        super().__init__(**steps)
+        self.denoiser, self.scheduler, self.drop, self.embed_noise = denoiser, scheduler, drop, embed_noise
+
+    def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim))."""
+        latents, embeds = batch
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        embeds = embeds + self.embed_noise * torch.randn_like(embeds)
+        dropped = torch.rand(len(latents), device=latents.device) < self.drop
+        # The fused bf16 attention's backward pass is several times slower than plain matrix products on CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            velocity = self.denoiser(noisy, timesteps, embeds, drop=dropped).float()
+        return self.report({"v": F.mse_loss(velocity, self.scheduler.get_velocity(latents, noise, timesteps))})
