@@ -1,0 +1,1 @@
+"""Analyses of finished results: scores of reconstructions now, time windows and regions later."""

@@ -1,0 +1,1 @@
+"""Objectives and samplers of the embedding prior: functions over diffusers schedulers, and the network's scaling."""

@@ -1,0 +1,116 @@
+"""`ScaledPrior`: a prior network with the standardisation of its two spaces. What stage 2's weights file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eegrecon.diffusion.samplers import sample_embeds
+
+TARGET_SCALES = ("std", "none")
+
+
+class ScaledPrior(nn.Module):
+    """Network, schedule and the affine maps from data to the space in which noise is added.
+
+    Diffusion adds noise of variance 1 per dimension, so a target must have about that variance. L2-normalised vectors
+    have variance `1 / dim`: unscaled, a 1024-d CLIP vector has a standard deviation of 0.03 and drowns in the first
+    noise steps (lucidrains/DALLE2-pytorch#60 multiplies by `sqrt(dim)`); un-normalised CLIP has a few dimensions near
+    13, which a clipping sampler cuts (`diffusion.objectives.build_scheduler`). `fit` with "std"
+    centres and scales each dimension by the training split's own moments, which covers both; `sample` undoes it.
+
+    Buffers, saved with the weights: `target_mean`, `target_scale` `(dim,)`; `cond_mean`, `cond_scale`
+    `(cond_dim,)`. Before `fit` they are 0 and 1.
+
+    Args:
+        network: See `diffusion.objectives.PriorNetwork`.
+        scheduler: From `diffusion.objectives.build_scheduler`.
+        dim: Size of the target.
+        cond_dim: Size of the condition.
+    """
+
+    target_mean: Tensor
+    target_scale: Tensor
+    cond_mean: Tensor
+    cond_scale: Tensor
+
+    def __init__(self, network: nn.Module, scheduler: Any, *, dim: int, cond_dim: int) -> None:
+        super().__init__()
+        self.network, self.scheduler, self.dim, self.cond_dim = network, scheduler, int(dim), int(cond_dim)
+        for name, size in (("target", self.dim), ("cond", self.cond_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
+
+    def fit(self, image_embeds: Tensor, eeg_embeds: Tensor, target_scale: str = "std") -> None:
+        """Sets the buffers from the training split; a dimension that never varies keeps scale 1.
+
+        Args:
+            image_embeds: `(n, dim)` training targets.
+            eeg_embeds: `(n, cond_dim)` training conditions; always standardised.
+            target_scale: "std" per dimension, or "none": targets as they are, as ATM does.
+
+        Raises:
+            ValueError: On another `target_scale` or fewer than two rows.
+        """
+        if target_scale not in TARGET_SCALES:
+            raise ValueError(f"target_scale must be one of {', '.join(TARGET_SCALES)}, got {target_scale!r}.")
+        if min(len(image_embeds), len(eeg_embeds)) < 2:
+            raise ValueError("ScaledPrior.fit needs at least two training rows to measure a spread.")
+        for name, rows, wanted in (("target", image_embeds, target_scale == "std"), ("cond", eeg_embeds, True)):
+            if not wanted:
+                continue
+            spread, mean = torch.std_mean(rows.double(), dim=0)
+            spread = torch.where(spread > 1e-6 * spread.max().clamp_min(1e-12), spread, torch.ones_like(spread))
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_scale").copy_(spread)
+
+    def standardise_target(self, image_embeds: Tensor) -> Tensor:
+        """`(b, dim)` image embeddings to the space of the noise."""
+        return (image_embeds - self.target_mean) / self.target_scale
+
+    def restore_target(self, standardised: Tensor) -> Tensor:
+        """The inverse of `standardise_target`."""
+        return standardised * self.target_scale + self.target_mean
+
+    def standardise_cond(self, eeg_embeds: Tensor) -> Tensor:
+        """`(b, cond_dim)` EEG embeddings to mean 0, variance 1 per dimension over the training split."""
+        return (eeg_embeds - self.cond_mean) / self.cond_scale
+
+    @torch.no_grad()
+    def sample(
+        self,
+        eeg_embeds: Tensor,
+        *,
+        generators: Sequence[torch.Generator],
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+    ) -> Tensor:
+        """Samples image embeddings for EEG embeddings; see `diffusion.samplers.sample_embeds`.
+
+        Args:
+            eeg_embeds: `(b, cond_dim)` as the encoder stage exports them.
+            generators: One per row (`diffusion.samplers.row_generators`).
+            guidance_scale: 0 unconditional, 1 conditional, more guided.
+            num_inference_steps: Denoising steps.
+
+        Returns:
+            `pred_image_embeds (b, dim)` in the target's own, un-standardised space.
+        """
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            sampled = sample_embeds(
+                self.network,
+                self.scheduler,
+                self.standardise_cond(eeg_embeds),
+                dim=self.dim,
+                generators=generators,
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+            )
+        finally:
+            self.network.train(was_training)
+        return self.restore_target(sampled)

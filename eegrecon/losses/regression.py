@@ -1,0 +1,44 @@
+"""Regression losses of the encoder."""
+
+import torch
+from torch import Tensor
+
+
+def mse_embedding(eeg_embeds: Tensor, image_embeds: Tensor, *, reduce: bool = True) -> Tensor:
+    """Mean squared difference per dimension; 0 at perfection.
+
+    For targets of unit variance the prediction "mean of all targets" scores 1.
+
+    Args:
+        eeg_embeds: (b, dim).
+        image_embeds: (b, dim), as the target store's reader gives them.
+        reduce: mean over trials, scalar; else one number per trial, (b,).
+
+    Raises:
+        ValueError: the shapes differ (broadcasting would hide it).
+    """
+    return _mse(eeg_embeds, image_embeds, reduce)
+
+
+def mse_latent(latents: Tensor, target_latents: Tensor, *, reduce: bool = True) -> Tensor:
+    """Mean squared difference per latent value; 0 at perfection.
+
+    Args:
+        latents: (b, c, h, w).
+        target_latents: (b, c, h, w), already times the VAE's scaling_factor.
+        reduce: mean over trials, scalar; else one number per trial, (b,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return _mse(latents, target_latents, reduce)
+
+
+def _mse(value: Tensor, target: Tensor, reduce: bool) -> Tensor:
+    if value.shape != target.shape:
+        raise ValueError(
+            f"a regression loss needs two tensors of one shape, got {tuple(value.shape)} and {tuple(target.shape)}"
+        )
+    precise = torch.promote_types(target.dtype, torch.float32)  # never half precision, whatever autocast gave
+    per_trial = (value.to(precise) - target.to(precise)).square().flatten(1).mean(1)
+    return per_trial.mean() if reduce else per_trial

@@ -1,0 +1,1 @@
+"""Metrics: pure functions in `functional`, torchmetrics shells around them here."""

@@ -1,0 +1,1 @@
+"""Generators: image embedding to picture. Names live in `eegrecon.config.GENERATORS`."""

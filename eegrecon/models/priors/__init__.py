@@ -1,0 +1,1 @@
+"""Networks of the diffusion prior; `eegrecon.config.PRIORS` names them."""

@@ -1,0 +1,1 @@
+"""LightningModules: wiring between networks, losses and the trainer, and nothing else."""

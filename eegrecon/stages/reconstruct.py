@@ -1,0 +1,339 @@
+"""`reconstruct`: stage 3, from the test EEG to pictures, their grid and their scores.
+
+The only stage that opens test EEG: EEG (repetitions averaged) → encoder → prior → generator. Beside it the ceiling: the
+same generator on the seen pictures' own embeddings, with the same noise.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from eegrecon.artifacts import (
+    Manifest,
+    input_record,
+    is_rank_zero,
+    new_manifest,
+    open_stage,
+    read_manifest,
+    save_embeds,
+    write_json,
+    write_manifest,
+)
+from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
+from eegrecon.callbacks.reconstruction import ReconstructionWriter
+from eegrecon.config import ENCODERS, GENERATORS, Choice, config_hash, parse_yaml, to_yaml
+from eegrecon.data import ImageSet, target_dir, trial_dir
+from eegrecon.datamodule import ThingsDataModule
+from eegrecon.diffusion.samplers import row_generators
+from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.loading import load
+from eegrecon.modules.generator import GeneratorModule
+from eegrecon.registry import resolve
+from eegrecon.stages.evaluate import (
+    CEILING,
+    EMBEDS,
+    PICTURES,
+    Scored,
+    check_data,
+    check_target,
+    headline,
+    permuted_input,
+    print_summary,
+    score_directory,
+)
+
+STAGE = "reconstruct"
+BASELINE = "baseline_ridge.safetensors"
+GRID_PICTURES = 24
+CREDITS = {
+    "pocket": "Simulated EEG. Drawings: Twemoji (© Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0)"
+}
+
+
+def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> Manifest:
+    """Make the test pictures of a run and score them.
+
+    Writes `pictures/`, `pictures_ceiling/`, `grid.png`, `grid_by_score.png`, `embeds/test.safetensors`, `metrics.json`,
+    `tensorboard/` and, last, the manifest.
+
+    Args:
+        cfg: `ReconstructConfig`.
+        directory: The run's `reconstruct/`; `encoder/` and `prior/` are its siblings.
+        command: What was typed.
+        overwrite: Replace a finished result.
+
+    Returns:
+        The manifest (on other ranks than 0 an unwritten one).
+
+    Raises:
+        ArtifactError: An upstream stage is missing, changed, of another target space or of other data.
+        DataError: The test data or the generator's weights are missing or broken.
+    """
+    started = time.monotonic()
+    upstream = _Upstream(cfg, directory.parent)
+    state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), upstream.inputs, overwrite)
+    if state == "up_to_date":
+        return read_manifest(directory)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    generator = resolve(GENERATORS, cfg.generator)
+    check_conditioning(generator, upstream.store.interface(), cfg)
+    embeds = decode(cfg, upstream)
+    trainer = _trainer(cfg, directory, upstream.data.images, embeds["image_index"])
+    if is_rank_zero():
+        for folder in (PICTURES, CEILING):  # a killed attempt may have used other settings
+            shutil.rmtree(directory / folder, ignore_errors=True)
+    trainer.predict(
+        GeneratorModule(generator, seed=cfg.seed),
+        dataloaders=[
+            _loader(embeds["pred_image_embeds"], embeds["image_index"], cfg.batch_size),
+            _loader(embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1), embeds["image_index"], cfg.batch_size),
+        ],
+        return_predictions=False,
+    )
+    manifest = new_manifest(
+        STAGE,
+        command=command,
+        config_hash=config_hash(cfg),
+        seed=cfg.seed,
+        device=str(trainer.strategy.root_device),
+        world_size=trainer.world_size,
+        precision=str(trainer.precision),
+        data=upstream.data.describe(),
+        interface=upstream.prior.interface,
+        inputs=upstream.inputs,
+    )
+    if not trainer.is_global_zero:
+        return manifest
+    save_embeds(
+        directory / EMBEDS,
+        embeds["eeg_embeds"].numpy(),
+        embeds["image_index"].numpy(),
+        embeds["subject"].numpy(),
+        np.full(len(embeds["subject"]), -1),
+        {name: embeds[name].numpy() for name in ("pred_image_embeds", "ridge_embeds") if name in embeds},
+    )
+    scored = score_directory(directory, cfg, upstream.store, _protocol(cfg, upstream, embeds))
+    write_json(directory / "metrics.json", scored.payload)
+    _write_grids(cfg, directory, upstream.data.images, scored, trainer.logger)
+    print_summary(scored.payload)
+    files = ["metrics.json", "grid.png", "grid_by_score.png", EMBEDS]
+    files += [
+        f"{folder}/{path.name}" for folder in (PICTURES, CEILING) for path in sorted((directory / folder).iterdir())
+    ]
+    manifest.outputs = {name: {} for name in files}
+    manifest.metrics = headline(scored.payload)
+    manifest.wall_seconds = time.monotonic() - started
+    return write_manifest(directory, manifest)
+
+
+class _Upstream:
+    """The finished stages and stores this one reads, all checked against each other before anything heavy starts."""
+
+    def __init__(self, cfg: Any, run_dir: Path) -> None:
+        if len(cfg.data.subjects) != 1:
+            raise ConfigError(
+                f"data.subjects is {list(cfg.data.subjects)}, but reconstruct makes the pictures of one subject at a "
+                "time; name one."
+            )
+        taken = [name for name in ("callbacks", "logger", "enable_checkpointing") if cfg.trainer.get(name) is not None]
+        if taken:
+            raise ConfigError(f"trainer.{' and trainer.'.join(taken)} cannot be set for reconstruct; remove it.")
+        set_root = Path(cfg.data.root) / cfg.data.set
+        self.encoder_dir, self.prior_dir = run_dir / "encoder", run_dir / "prior"
+        targets = target_dir(set_root, cfg.target.name)
+        trials = trial_dir(set_root, cfg.data.subjects[0])
+        self.encoder = read_manifest(self.encoder_dir, fix="`eegrecon train-encoder`")
+        self.prior = read_manifest(self.prior_dir, fix="`eegrecon train-prior`")
+        self.data = ThingsDataModule(
+            stage="reconstruct",
+            images_root=set_root,
+            trial_dirs=[trials],
+            target_dirs={"image": targets},
+            val_concepts=cfg.data.split.val_concepts,
+            protocol=cfg.data.protocol,
+            split_seed=cfg.data.split.split_seed,
+            window=cfg.data.window,
+            channels=cfg.data.channels,
+            l2_normalise=["image"] if cfg.target.l2_normalise else [],
+            seed=cfg.seed,
+        )
+        self.store = self.data.targets["image"]
+        interface = self.store.interface()
+        check_target(self.encoder, interface, self.encoder_dir, targets, "`eegrecon train-encoder` with this target")
+        check_target(self.prior, interface, self.prior_dir, targets, "`eegrecon train-prior` with this target")
+        check_data(self.encoder, cfg.data, self.encoder_dir)
+        _check_same_data(self.encoder, self.data.describe(), self.encoder_dir)
+        trained_on = self.prior.inputs.get("encoder", {}).get("manifest_sha256")
+        if trained_on != input_record(self.encoder_dir)["manifest_sha256"]:
+            raise ArtifactError(
+                f"The prior in {self.prior_dir} was trained on another encoder than {self.encoder_dir} holds: run "
+                "`eegrecon train-prior … --overwrite`."
+            )
+        self.permuted_labels = bool(self.config("encoder").get("permute_labels", False))
+        self.inputs = {"encoder": input_record(self.encoder_dir), "prior": input_record(self.prior_dir)}
+        self.inputs |= {"targets": input_record(targets), "trials": input_record(trials)}
+        self.inputs |= permuted_input(cfg)
+
+    def config(self, stage: str) -> dict[str, Any]:
+        """The resolved config of an upstream stage."""
+        return parse_yaml((getattr(self, f"{stage}_dir") / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _check_same_data(manifest: Manifest, data: Mapping[str, Any], upstream: Path) -> None:
+    """The encoder must have seen the channels, window, pictures and split that this config asks for."""
+    keys = ("channels", "window", "n_times", "sfreq", "unit", "images_sha256", "split")
+    wrong = [key for key in keys if key in manifest.data and manifest.data[key] != data[key]]
+    if wrong:
+        raise ArtifactError(
+            f"The encoder in {upstream} was trained with other data than this config and data.root give; they differ "
+            f"in {', '.join(wrong)}: give both stages the same data block, or train again with --overwrite."
+        )
+
+
+def check_conditioning(generator: Any, interface: Mapping[str, Any], cfg: Any) -> None:
+    """Refuse a generator that was trained on another embedding space than the prior's.
+
+    Raises:
+        ArtifactError: Names the fields that differ.
+    """
+    says = {"dim": generator.dim, **generator.conditioning}
+    wrong = [
+        f"{name} is {says[name]!r} in the generator and {interface[name]!r} in the target"
+        for name in ("model", "weights_tag", "dim", "normalised")
+        if name in says and says[name] != interface[name]
+    ]
+    if wrong:
+        raise ArtifactError(
+            f"The generator {cfg.generator.name} {cfg.generator.args} does not fit the target {cfg.target.name!r}: "
+            f"{'; '.join(wrong)}; choose a target.name or a generator.args.ip_adapter that belong together."
+        )
+
+
+def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
+    """Run encoder, linear baseline and prior on the averaged test trials, on the CPU.
+
+    Returns:
+        `eeg_embeds` (n, dim), `pred_image_embeds` (n, draws, dim), `image_embeds` (n, dim) of the seen pictures,
+        `image_index` and `subject` (n,) int64, and `ridge_embeds` (n, dim) if the encoder stage fitted the baseline.
+    """
+    batch = upstream.data.averaged("test")
+    eeg, subject, image_index = batch["eeg"], batch["subject"], batch["image_index"]
+    encoder = load(upstream.encoder_dir)
+    with torch.no_grad():
+        eeg_embeds = torch.cat(
+            [encoder(*rows) for rows in zip(eeg.split(256), subject.split(256), strict=True)]
+        ).float()
+        found = {"eeg_embeds": eeg_embeds, "image_index": image_index, "subject": subject}
+        ridge = upstream.encoder_dir / BASELINE
+        if ridge.is_file():
+            baseline = resolve(
+                ENCODERS, Choice("ridge"), n_chans=eeg.shape[1], n_times=eeg.shape[2], dim=upstream.store.dim
+            )
+            baseline.load_state_dict(load_file(ridge), strict=True)
+            found["ridge_embeds"] = baseline.eval()(eeg, subject)
+        prior: Any = load(upstream.prior_dir)  # a ScaledPrior
+        draws = [
+            prior.sample(
+                eeg_embeds,
+                generators=row_generators(cfg.seed, subject.tolist(), image_index.tolist(), [draw] * len(image_index)),
+                guidance_scale=cfg.sample.guidance_scale,
+                num_inference_steps=cfg.sample.num_inference_steps,
+            )
+            for draw in range(cfg.draws)
+        ]
+    found["pred_image_embeds"] = torch.stack(draws, dim=1).float()
+    found["image_embeds"] = batch["targets"]["image"]
+    return found
+
+
+def _loader(embeds: Tensor, image_index: Tensor, batch_size: int) -> DataLoader[Any]:
+    """Batches {image_embeds, image_index, draw} from embeds (n, draws, dim), all draws of a picture together."""
+    n, draws = embeds.shape[:2]
+    rows = [
+        {"image_embeds": embeds[i, draw], "image_index": image_index[i], "draw": torch.tensor(draw)}
+        for i in range(n)
+        for draw in range(draws)
+    ]
+    return DataLoader(rows, batch_size=batch_size, shuffle=False)  # type: ignore[arg-type]
+
+
+def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -> lightning.Trainer:
+    ids = {int(i): images.records[int(i)].image_id for i in image_index}
+    callbacks: list[lightning.Callback] = [ReconstructionWriter([directory / PICTURES, directory / CEILING], ids)]
+    flags = {
+        "default_root_dir": directory,
+        "enable_model_summary": False,
+        **cfg.trainer,
+        "enable_checkpointing": False,
+        "logger": TensorBoardLogger(directory, name="tensorboard", version=""),
+    }
+    if flags.get("enable_progress_bar", True):
+        callbacks.append(RichProgressBar())
+    return lightning.Trainer(**flags, callbacks=callbacks)
+
+
+def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
+    n_repetitions = upstream.data.trials[0].header["files"]["test_eeg.npy"]["shape"][1]
+    return {
+        "set": cfg.data.set,
+        "subjects": list(cfg.data.subjects),
+        "repetitions": f"test: mean of {n_repetitions}",
+        "permuted_labels": upstream.permuted_labels,
+        "target": upstream.store.interface(),
+        "prior": {"guidance_scale": cfg.sample.guidance_scale, "num_inference_steps": cfg.sample.num_inference_steps},
+        "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
+        "ceiling": "the generator on the seen pictures' own embeddings, with the same noise",
+        "retrieval": f"cosine, gallery: all {len(embeds['image_index'])} test pictures, one a concept",
+        "seed": cfg.seed,
+    }
+
+
+def _write_grids(cfg: Any, directory: Path, images: ImageSet, scored: Scored, logger: Any) -> None:
+    """Write the two grids and show them, with the scores, in TensorBoard.
+
+    `grid.png`: pictures at even distances through the test set, chosen by nothing else. `grid_by_score.png`: the best,
+    middle and worst eight for the judge.
+    """
+    n = len(scored.image_index)
+    spread = np.linspace(0, n - 1, min(GRID_PICTURES, n)).round().astype(int).tolist()
+    judged = scored.scores.per_picture[f"test/two_way_{cfg.judge}"]
+    ranked = torch.argsort(judged, descending=True, stable=True).tolist()
+    width = min(8, n)
+    middle = (n - width) // 2
+    by_score = [*ranked[:width], *ranked[middle : middle + width], *ranked[n - width :]]
+    decoded = "from EEG" if not scored.payload["protocol"]["permuted_labels"] else "permuted labels"
+    value = scored.payload["metrics"][f"test/two_way_{cfg.judge}"]["value"]
+    title = f"{cfg.data.set} subject {cfg.data.subjects[0]}, two-way identification {100 * value:.0f} % (chance 50 %)"
+    for name, chosen, note in (
+        ("grid", spread, f"{len(spread)} of {n} pictures at even distances through the test set"),
+        ("grid_by_score", by_score, "best, middle and worst for the judge, one block each"),
+    ):
+        captions = [images.concept_of(scored.image_index[i]).replace("_", " ") for i in chosen]
+        if name == "grid_by_score":
+            captions = [f"{caption} {100 * judged[i]:.0f}" for caption, i in zip(captions, chosen, strict=True)]
+        rows: dict[str, Sequence[Any]] = {
+            "seen": [scored.seen[i] for i in chosen],
+            decoded: [scored.decoded[i] for i in chosen],
+            "ceiling": [scored.ceiling[i] for i in chosen],
+        }
+        grid = picture_grid(
+            rows, captions, columns=width, title=f"{title}: {note}", footer=CREDITS.get(cfg.data.set, "")
+        )
+        save_picture(grid, directory / f"{name}.png")
+        log_picture(logger, f"pictures/{name}", grid)
+    if logger is not None:
+        logger.log_metrics(headline(scored.payload), step=0)
+        logger.finalize("success")

@@ -1,0 +1,99 @@
+"""Finished `encoder/` and `prior/` directories without training, so that later stages can be tested alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from eegrecon.artifacts import input_record, new_manifest, write_manifest
+from eegrecon.config import config_hash, load, to_yaml
+from eegrecon.data import ImageSet, TargetStore, TrialStore, target_dir, trial_dir
+from eegrecon.datamodule import ThingsDataModule
+from eegrecon.models.encoders.ridge import Ridge, fit_ridge
+from eegrecon.models.encoders.wrapper import AlignedEncoder
+from eegrecon.models.priors.unet import PriorUNet
+
+PRIOR_ARGS = {"hidden": [16, 8], "time_embed_dim": 8, "dropout": 0.0}
+
+
+def build_run(root: Path, run: Path, *, permute_labels: bool = False, set_name: str = "pocket") -> Path:
+    """Fit ridge on the tiny set's averaged training trials and keep it as the encoder; the prior is random.
+
+    Args:
+        root: What `data.root` names; the tiny set of `tests.builders` lies in it.
+        run: The run directory.
+        permute_labels: Fit to permuted pictures and say so in the config.
+        set_name: Name of the set.
+    """
+    set_root = root / set_name
+    images = ImageSet.from_root(set_root)
+    trials = TrialStore(trial_dir(set_root, 1), images)
+    partition = trials.open("train")
+    x = torch.from_numpy(partition.average()).flatten(1)
+    store = TargetStore(target_dir(set_root, "clip-pocket"), images)
+    index = partition.image_index
+    y = torch.from_numpy(store.rows(np.random.default_rng(0).permutation(index) if permute_labels else index))
+    ridge = Ridge(63, trials.n_times, store.dim)
+    fit = fit_ridge(x, y, val_x=x, score=lambda pred: -float((pred - y).square().mean()), alphas=[0.1])
+    ridge.set_weights(fit.weight, fit.bias)
+    shared = [f"data.root={root}", f"data.set={set_name}", "data.subjects=[1]", "data.split.val_concepts=2"]
+    experiments = Path(__file__).resolve().parents[1] / "experiments" / "pocket"
+    cfg = load(
+        "train-encoder",
+        file=experiments / "encoder.yaml",
+        overrides=[*shared, "encoder={name: ridge}", f"permute_labels={permute_labels}"],
+    )
+    encoder = run / "encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "config.yaml").write_text(to_yaml(cfg))
+    aligned = AlignedEncoder(ridge, None, torch.zeros(63), torch.ones(63))
+    save_file(aligned.state_dict(), encoder / "model.safetensors")
+    save_file(ridge.state_dict(), encoder / "baseline_ridge.safetensors")
+    module = ThingsDataModule(
+        stage="encoder",
+        images_root=set_root,
+        trial_dirs=[trials.path],
+        target_dirs={"image": store.path},
+        val_concepts=2,
+    )
+    data = module.describe()
+    manifest = new_manifest(
+        "train-encoder",
+        command="tests",
+        config_hash=config_hash(cfg),
+        seed=0,
+        data=data,
+        interface=store.interface(),
+        outputs={"model.safetensors": {}, "baseline_ridge.safetensors": {}},
+    )
+    write_manifest(encoder, manifest)
+    _build_prior(run, store, data, [*shared, f"prior.args={PRIOR_ARGS}"], experiments)
+    return run
+
+
+def _build_prior(run: Path, store: TargetStore, data: dict, overrides: list[str], experiments: Path) -> None:
+    cfg = load("train-prior", file=experiments / "prior.yaml", overrides=overrides)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = PriorUNet(store.dim, store.dim, **PRIOR_ARGS)
+    prior = run / "prior"
+    prior.mkdir()
+    (prior / "config.yaml").write_text(to_yaml(cfg))
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    for name in ("target", "cond"):
+        state |= {f"{name}_mean": torch.zeros(store.dim), f"{name}_scale": torch.ones(store.dim)}
+    save_file(state, prior / "model.safetensors")
+    manifest = new_manifest(
+        "train-prior",
+        command="tests",
+        config_hash=config_hash(cfg),
+        seed=0,
+        data=data,
+        interface=store.interface(),
+        inputs={"encoder": input_record(run / "encoder")},
+        outputs={"model.safetensors": {}},
+    )
+    write_manifest(prior, manifest)

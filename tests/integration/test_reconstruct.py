@@ -1,0 +1,192 @@
+"""Stage 3 from finished encoder and prior directories to pictures, grids and scores, on the tiny set."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eegrecon.artifacts import load_embeds, read_manifest
+from eegrecon.config import load
+from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.metrics.features import picture_tensor
+from eegrecon.stages import evaluate, reconstruct
+from tests.builders import build_tiny_set
+from tests.builders_runs import build_run
+from tests.builders_sdxl import tiny_sdxl
+
+pytestmark = pytest.mark.usefixtures("clean_rank")
+EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "pocket"
+N = 6
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    build_tiny_set(home / "data", test_concepts=N)
+    tiny_sdxl(home / "sdxl", dim=256, conditioning={"model": "pocket_clip", "weights_tag": "tiny", "dim": 256})
+    build_run(home / "data", home / "run")
+    return home
+
+
+def network(pictures):
+    """Coarse pixels, instead of EfficientNet-Lite2 and the pocket CLIP."""
+    return picture_tensor(pictures, 4).flatten(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(evaluate, "load_judge", lambda name: network)
+        monkeypatch.setattr(evaluate, "load_target_space", lambda interface: network)
+        yield
+
+
+def config(home, verb="reconstruct", *overrides):
+    shared = [f"data.root={home / 'data'}", "data.split.val_concepts=2"]
+    if verb == "reconstruct":
+        generator = f"generator.args={{base: {home / 'sdxl'}, num_inference_steps: 2, guidance_scale: 2.0, size: 16}}"
+        shared += [generator, "sample.num_inference_steps=3", "batch_size=4", "trainer.accelerator=cpu"]
+        shared += ["trainer.enable_progress_bar=false"]
+    return load(verb, file=EXPERIMENT / f"{verb}.yaml", overrides=[*shared, *overrides])
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture, dtype=int)
+
+
+def go(home, directory, *overrides, **keywords):
+    return reconstruct.run(config(home, "reconstruct", *overrides), directory=directory, command="test", **keywords)
+
+
+@pytest.fixture(scope="module")
+def done(home, small_networks):
+    go(home, home / "run" / "reconstruct")
+    return home / "run" / "reconstruct"
+
+
+def test_everything_is_there(home, done):
+    manifest = read_manifest(done)
+    ids = [f"{i + 1:05d}_other_thing{i + 1:02d}__other_thing{i + 1:02d}_01b.png" for i in range(N)]
+    for folder in ("pictures", "pictures_ceiling"):
+        assert sorted(path.name for path in (done / folder).iterdir()) == ids
+        assert all(f"{folder}/{name}" in manifest.outputs for name in ids)
+    assert pixels(done / "pictures" / ids[0]).shape == (16, 16, 3)
+    assert pixels(done / "grid.png").shape[1] > 3 * 128
+    assert (done / "grid_by_score.png").is_file()
+    assert list((done / "tensorboard").glob("events*"))
+    embeds = load_embeds(done / "embeds" / "test.safetensors")
+    assert embeds["eeg_embeds"].shape == (N, 256)
+    assert embeds["pred_image_embeds"].shape == (N, 1, 256)
+    assert embeds["repetition"].tolist() == [-1] * N
+    assert set(manifest.inputs) == {"encoder", "prior", "targets", "trials"}
+    assert not (done / "checkpoints").exists()
+
+
+def test_metrics_have_their_names_intervals_and_chance(done):
+    payload = json.loads((done / "metrics.json").read_text())
+    metrics = payload["metrics"]
+    wanted = {f"test/{name}{s}" for name in ("two_way_efflite2", "two_way_clip_pocket", "pixcorr", "ssim")
+              for s in ("", "_ceiling", "_shuffled")}  # fmt: skip
+    wanted |= {f"test/retrieval_top{k}_{N}way{s}" for k in (1, 5) for s in ("", "_ridge")}
+    assert wanted | {"test/prior_cosine", "test/prior_cosine_shuffled"} == set(metrics)
+    for entry in metrics.values():
+        low, high = entry["ci95"]
+        assert low <= entry["value"] <= high
+    assert metrics["test/two_way_efflite2"]["chance"] == 0.5
+    assert metrics[f"test/retrieval_top1_{N}way"]["chance"] == pytest.approx(1 / N)
+    # the encoder is the ridge baseline here, and the tiny set is easy
+    assert metrics[f"test/retrieval_top1_{N}way"]["value"] >= 0.5
+    assert metrics[f"test/retrieval_top1_{N}way"] == metrics[f"test/retrieval_top1_{N}way_ridge"]
+    protocol = payload["protocol"]
+    assert protocol["permuted_labels"] is False
+    assert protocol["repetitions"] == "test: mean of 3"
+    assert protocol["n_pictures"] == N
+
+
+def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
+    before = (done / "manifest.json").read_bytes()
+    go(home, done)
+    assert (done / "manifest.json").read_bytes() == before
+    with pytest.raises(ArtifactError, match=r"sample\.guidance_scale.*RUN=.*--overwrite"):
+        go(home, done, "sample.guidance_scale=1.5")
+
+
+def test_pictures_do_not_depend_on_batch_size_or_draws(home, done, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
+    stale = run / "reconstruct" / "pictures" / "left_by_a_killed_run.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    go(home, run / "reconstruct", "batch_size=1", "draws=2")
+    assert not stale.exists()
+    for path in (done / "pictures").iterdir():
+        first, second = pixels(path), pixels(run / "reconstruct" / "pictures" / path.name)
+        assert np.abs(first - second).max() <= 1
+        other = run / "reconstruct" / "pictures" / f"{path.stem}__draw-1.png"
+        assert np.abs(first - pixels(other)).max() > 1
+    assert json.loads((run / "reconstruct" / "metrics.json").read_text())["protocol"]["draws"] == 2
+
+
+def test_evaluate_finds_the_same_numbers_on_disk(home, done):
+    evaluate.run(config(home, "evaluate"), directory=home / "run" / "evaluate", command="test")
+    first, second = (
+        json.loads((home / "run" / stage / "metrics.json").read_text()) for stage in ("reconstruct", "evaluate")
+    )
+    assert first["metrics"] == second["metrics"]
+    assert first["protocol"] == second["protocol"]
+    assert read_manifest(home / "run" / "evaluate").inputs["reconstruct"]
+
+
+def test_permuted_run_is_reported_beside_the_scores(home, done, tmp_path):
+    build_run(home / "data", tmp_path / "permuted", permute_labels=True)
+    go(home, tmp_path / "permuted" / "reconstruct")
+    other = json.loads((tmp_path / "permuted" / "reconstruct" / "metrics.json").read_text())
+    assert other["protocol"]["permuted_labels"] is True
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluate"))
+    manifest = evaluate.run(
+        config(home, "evaluate", f"permuted_run={tmp_path / 'permuted'}"), directory=run / "evaluate", command="test"
+    )
+    metrics = json.loads((run / "evaluate" / "metrics.json").read_text())["metrics"]
+    assert metrics["test/two_way_efflite2_permuted_labels"] == other["metrics"]["test/two_way_efflite2"]
+    assert "permuted_run" in manifest.inputs
+    with pytest.raises(ArtifactError, match="permuted_labels is False there and True here"):
+        evaluate.run(config(home, "evaluate", f"permuted_run={home / 'run'}"), directory=run / "other", command="test")
+
+
+def test_what_does_not_belong_together_is_refused_in_one_sentence(home, tmp_path):
+    with pytest.raises(ArtifactError, match="eegrecon train-encoder"):
+        go(home, tmp_path / "empty" / "reconstruct")
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
+    with pytest.raises(ArtifactError, match="normalised is False there and True here"):
+        go(home, run / "reconstruct", "target.l2_normalise=true")
+    with pytest.raises(ArtifactError, match="differ in split"):
+        go(home, run / "reconstruct", "data.split.split_seed=5")
+    with pytest.raises(ConfigError, match="one subject"):
+        go(home, run / "reconstruct", "data.subjects=[1,2]")
+    with pytest.raises(ConfigError, match=r"trainer\.logger cannot be set"):
+        go(home, run / "reconstruct", "trainer.logger=true")
+    other = tmp_path / "other"
+    tiny_sdxl(other, dim=256, conditioning={"model": "ViT-H-14", "dim": 256})
+    with pytest.raises(ArtifactError, match="model is 'ViT-H-14' in the generator and 'pocket_clip' in the target"):
+        go(home, run / "reconstruct", f"generator.args.base={other}")
+    model = run / "encoder" / "model.safetensors"
+    blob = bytearray(model.read_bytes())
+    blob[-1] ^= 1
+    model.write_bytes(blob)
+    with pytest.raises(ArtifactError, match="was changed after train-encoder finished"):
+        go(home, run / "reconstruct")
+    assert not (run / "reconstruct" / "manifest.json").exists()
+
+
+def test_seed_changes_the_pictures_and_nothing_else_random_does(home, done, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
+    torch.manual_seed(99)
+    go(home, run / "reconstruct")
+    name = next((done / "pictures").iterdir()).name
+    assert (run / "reconstruct" / "pictures" / name).read_bytes() == (done / "pictures" / name).read_bytes()
+    go(home, run / "reconstruct", "seed=1", overwrite=True)
+    assert (run / "reconstruct" / "pictures" / name).read_bytes() != (done / "pictures" / name).read_bytes()

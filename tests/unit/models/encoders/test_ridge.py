@@ -1,0 +1,62 @@
+"""Ridge against the normal equations, and its two known points."""
+
+import pytest
+import torch
+
+from eegrecon.models.encoders.ridge import Ridge, fit_ridge
+
+
+def data(n, p, noise=0.0, dim=3):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, p, generator=g) + 2
+    w = torch.randn(p, dim, generator=g)
+    return x, x @ w + 1 + noise * torch.randn(n, dim, generator=g)
+
+
+@pytest.mark.parametrize(("n", "p"), [(12, 30), (40, 9)])
+def test_equals_the_normal_equations(n, p):
+    x, y = data(n, p, noise=0.5)
+    fit = fit_ridge(x, y, val_x=x, score=lambda pred: 0.0, alphas=[0.7])
+    xc, yc = (x - x.mean(0)).double(), (y - y.mean(0)).double()
+    penalty = 0.7 * float((xc @ xc.T if n <= p else xc.T @ xc).diagonal().mean())
+    expected = torch.linalg.solve(xc.T @ xc + penalty * torch.eye(p, dtype=torch.float64), xc.T @ yc).T
+    torch.testing.assert_close(fit.weight.double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x.mean(0) @ fit.weight.T + fit.bias, y.mean(0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "p"), [(12, 30), (60, 9)])
+def test_the_score_sees_what_the_weights_predict_and_chooses_alpha(n, p):
+    x, y = data(n, p)
+    seen = []
+
+    def score(pred):
+        seen.append(pred)
+        return -float((pred - y).square().mean())
+
+    fit = fit_ridge(x, y, val_x=x, score=score, alphas=[100.0, 1e-4, 1.0])
+    assert fit.alpha == 1e-4  # noiseless: the least penalty fits best
+    assert list(fit.scores) == [100.0, 1.0, 1e-4]
+    torch.testing.assert_close(seen[-1], x @ fit.weight.T + fit.bias, atol=1e-3, rtol=1e-3)
+    assert float((seen[-1] - y).abs().max()) < 0.05
+
+
+def test_ties_keep_the_smoother_alpha():
+    x, y = data(10, 20)
+    assert fit_ridge(x, y, val_x=x, score=lambda pred: 1.0, alphas=[0.1, 10.0]).alpha == 10.0
+
+
+def test_the_module_applies_the_fit():
+    x, y = data(12, 30)
+    fit = fit_ridge(x, y, val_x=x, score=lambda pred: 0.0, alphas=[0.1])
+    net = Ridge(5, 6, 3)
+    net.set_weights(fit.weight, fit.bias)
+    out = net(x.view(12, 5, 6), torch.ones(12, dtype=torch.long))
+    torch.testing.assert_close(out, x @ fit.weight.T + fit.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_bad_alphas_and_constant_inputs_are_refused():
+    x, y = data(6, 4)
+    with pytest.raises(ValueError, match="positive"):
+        fit_ridge(x, y, val_x=x, score=lambda pred: 0.0, alphas=[0.0])
+    with pytest.raises(ValueError, match="constant"):
+        fit_ridge(torch.ones(6, 4), y, val_x=x, score=lambda pred: 0.0)
