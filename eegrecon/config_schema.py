@@ -147,6 +147,8 @@ class DiffusionConfig:
     # Moving average of the weights per step; 0: off. If on, the average is validated and exported.
     ema_decay: float = field(default=0.0, metadata={"minimum": 0})
     target_scale: str = field(default="std", metadata={"choices": ("std", "none")})
+    # "unit" reads only the direction of EEG embeddings: their length depends on how many trials were averaged.
+    cond_scale: str = field(default="unit", metadata={"choices": ("unit", "std")})
 
 
 @dataclass(frozen=True)

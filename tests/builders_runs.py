@@ -85,6 +85,7 @@ def _build_prior(run: Path, store: TargetStore, data: dict, overrides: list[str]
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     for name in ("target", "cond"):
         state |= {f"{name}_mean": torch.zeros(store.dim), f"{name}_scale": torch.ones(store.dim)}
+    state["cond_unit"] = torch.tensor(False)
     save_file(state, prior / "model.safetensors")
     manifest = new_manifest(
         "train-prior",

@@ -253,7 +253,7 @@ def build_module(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorModule:
         prior = ScaledPrior(
             resolve(PRIORS, cfg.prior, dim=dim, cond_dim=cond_dim), scheduler, dim=dim, cond_dim=cond_dim
         )
-        prior.fit(rows["image_embeds"], rows["eeg_embeds"], diffusion.target_scale)
+        prior.fit(rows["image_embeds"], rows["eeg_embeds"], diffusion.target_scale, diffusion.cond_scale)
         return PriorModule(
             prior,
             optimizer=partial(optimizer, **cfg.optim.args),

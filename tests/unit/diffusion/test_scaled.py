@@ -31,7 +31,7 @@ def data(rows=50):
 def test_fit_is_numpys_moments():
     prior = build()
     image_embeds, eeg_embeds = data()
-    prior.fit(image_embeds, eeg_embeds)
+    prior.fit(image_embeds, eeg_embeds, cond_scale="std")
     assert np.allclose(prior.target_mean, image_embeds.numpy().mean(0), atol=1e-5)
     assert np.allclose(prior.target_scale, image_embeds.numpy().std(0, ddof=1), rtol=1e-5)
     assert np.allclose(prior.cond_mean, eeg_embeds.numpy().mean(0), atol=1e-5)
@@ -46,6 +46,17 @@ def test_standardised_targets_have_unit_variance_and_come_back():
     assert torch.allclose(standardised.std(0), torch.ones(3), atol=1e-4)
     assert torch.allclose(prior.restore_target(standardised), image_embeds, atol=1e-4)
     assert torch.allclose(prior.standardise_cond(eeg_embeds).mean(0), torch.zeros(2), atol=1e-4)
+
+
+def test_unit_condition_has_no_length():
+    prior = build()
+    image_embeds, eeg_embeds = data()
+    prior.fit(image_embeds, eeg_embeds)
+    lengths = torch.rand(50, 1) * 9 + 0.1
+    assert torch.allclose(prior.standardise_cond(lengths * eeg_embeds), prior.standardise_cond(eeg_embeds), atol=1e-5)
+    assert torch.allclose(prior.standardise_cond(eeg_embeds).std(0), torch.ones(2), atol=1e-4)
+    prior.fit(image_embeds, eeg_embeds, cond_scale="std")
+    assert not torch.allclose(prior.standardise_cond(9 * eeg_embeds), prior.standardise_cond(eeg_embeds), atol=0.1)
 
 
 def test_none_leaves_the_target_as_it_is():
@@ -69,6 +80,8 @@ def test_bad_fits_are_refused():
     image_embeds, eeg_embeds = data()
     with pytest.raises(ValueError, match="std, none"):
         build().fit(image_embeds, eeg_embeds, target_scale="unit")
+    with pytest.raises(ValueError, match="unit, std"):
+        build().fit(image_embeds, eeg_embeds, cond_scale="none")
     with pytest.raises(ValueError, match="at least two"):
         build().fit(image_embeds[:1], eeg_embeds)
 
@@ -86,5 +99,5 @@ def test_scaling_travels_with_the_weights():
     prior.fit(*data())
     other = build()
     other.load_state_dict(prior.state_dict(), strict=True)
-    assert set(prior.state_dict()) == {"target_mean", "target_scale", "cond_mean", "cond_scale"}
+    assert set(prior.state_dict()) == {"target_mean", "target_scale", "cond_mean", "cond_scale", "cond_unit"}
     assert torch.equal(other.target_scale, prior.target_scale)
