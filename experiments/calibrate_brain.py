@@ -1,5 +1,5 @@
 # ruff: noqa: T201 (a script that prints its table)
-"""Choose the simulated brain's gain: ridge accuracy against gain, for subjects 1-4.
+"""How the simulated brain's gain was chosen (1.2; FROZEN since): ridge accuracy against gain, for subjects 1-4.
 
 python experiments/calibrate_brain.py INPUTS TARGETS [--subjects 1 2 3 4] [--gains 0.2 0.3] [--pool 1]
 

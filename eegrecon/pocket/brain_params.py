@@ -1,4 +1,8 @@
-"""Every constant of the simulated brain in one frozen object."""
+"""Every constant of the simulated brain in one frozen object.
+
+FROZEN on 2026-11-22, before encoders were compared (experiments/LOG.md): no number here, in features.py, forward.py,
+noise.py, sources.py or subject.py changes any more; another brain is another set with another name.
+"""
 
 from __future__ import annotations
 

@@ -15,8 +15,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -54,6 +52,7 @@ from eegrecon.stages.evaluate import (
     print_summary,
     score_directory,
 )
+from eegrecon.stages.trainer import build_trainer
 
 STAGE = "reconstruct"
 BASELINE = "baseline_ridge.safetensors"
@@ -273,16 +272,7 @@ def _loader(embeds: Tensor, image_index: Tensor, batch_size: int) -> DataLoader[
 def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -> lightning.Trainer:
     ids = {int(i): images.records[int(i)].image_id for i in image_index}
     callbacks: list[lightning.Callback] = [ReconstructionWriter([directory / PICTURES, directory / CEILING], ids)]
-    flags = {
-        "default_root_dir": directory,
-        "enable_model_summary": False,
-        **cfg.trainer,
-        "enable_checkpointing": False,
-        "logger": TensorBoardLogger(directory, name="tensorboard", version=""),
-    }
-    if flags.get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar())
-    return lightning.Trainer(**flags, callbacks=callbacks)
+    return build_trainer(STAGE, cfg.trainer, directory, callbacks, enable_checkpointing=False)
 
 
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:

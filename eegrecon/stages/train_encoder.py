@@ -8,8 +8,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -37,6 +36,8 @@ from eegrecon.models.encoders.ridge import Ridge, fit_ridge
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.modules.encoder import EncoderModule
 from eegrecon.registry import check_args, lookup, resolve
+from eegrecon.stages.trainer import build_trainer as stage_trainer
+from eegrecon.stages.trainer import checkpoints
 
 STAGE = "train-encoder"
 MODEL, BASELINE, METRICS = "model.safetensors", "baseline_ridge.safetensors", "metrics.json"
@@ -210,23 +211,10 @@ def build_network(cfg: Any, data: ThingsDataModule) -> AlignedEncoder:
 
 def build_trainer(cfg: Any, directory: Path) -> lightning.Trainer:
     """The trainer of the config's `trainer` block with this stage's callbacks."""
-    shared: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    folder = directory / "checkpoints"
-    best = ModelCheckpoint(folder, filename="best", monitor=cfg.select.monitor, mode=cfg.select.mode, **shared)
-    # Not `save_last=True`: that is the last epoch that was a best one, and a restart would repeat the others.
-    last = ModelCheckpoint(folder, filename="last", **shared)
-    callbacks = [EpochSeed(cfg.seed), TrainingMonitor(), RetrievalCallback(), best, last]
-    flags = {
-        "default_root_dir": directory,
-        "enable_model_summary": False,
-        "log_every_n_steps": 5,
-        **cfg.trainer,
-        "use_distributed_sampler": False,
-        "logger": TensorBoardLogger(directory, name="tensorboard", version=""),
-    }
-    if flags.get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar())
-    return lightning.Trainer(**flags, callbacks=callbacks)
+    saves = checkpoints(directory, cfg.select.monitor, cfg.select.mode)
+    callbacks = [EpochSeed(cfg.seed), TrainingMonitor(), RetrievalCallback(), *saves]
+    # The data module shares rows out itself.
+    return stage_trainer(STAGE, cfg.trainer, directory, callbacks, use_distributed_sampler=False)
 
 
 def optimizer_factory(choice: Choice) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:

@@ -272,42 +272,20 @@ def build_module(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorModule:
 
 def build_trainer(cfg: TrainPriorConfig, directory: Path, concept_index: Any) -> lightning.Trainer:
     """The trainer of the config's `trainer` block with this stage's callbacks."""
-    import lightning
     import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-    from lightning.pytorch.loggers import TensorBoardLogger
 
     from eegrecon.callbacks.monitoring import TrainingMonitor
     from eegrecon.callbacks.prior import PriorScores
     from eegrecon.callbacks.resume import EpochSeed
+    from eegrecon.stages.trainer import build_trainer as stage_trainer
+    from eegrecon.stages.trainer import checkpoints
 
-    checkpoint = ModelCheckpoint(
-        directory / "checkpoints",
-        filename="best",
-        monitor=cfg.select.monitor,
-        mode=cfg.select.mode,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        every_n_epochs=cfg.trainer.get("check_val_every_n_epoch", 1),
-        enable_version_counter=False,
-    )
-    scores = PriorScores(torch.as_tensor(concept_index))
-    callbacks = [EpochSeed(cfg.seed), TrainingMonitor(), scores, checkpoint]
-    flags = {
-        "default_root_dir": directory,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 5,
-        **cfg.trainer,
-        "use_distributed_sampler": False,  # the data module shares rows out itself
-        "logger": TensorBoardLogger(directory, name="tensorboard", version=""),
-    }
-    if flags.get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar())
-    try:
-        return lightning.Trainer(**{**flags, "callbacks": callbacks})
-    except TypeError as error:
-        raise ConfigError(f"The trainer block of the {STAGE} config does not fit: {error}.") from error
+    every = cfg.trainer.get("check_val_every_n_epoch", 1)
+    saves = checkpoints(directory, cfg.select.monitor, cfg.select.mode, every)
+    callbacks = [EpochSeed(cfg.seed), TrainingMonitor(), PriorScores(torch.as_tensor(concept_index)), *saves]
+    block = {"num_sanity_val_steps": 0, **cfg.trainer}
+    # The data module shares rows out itself.
+    return stage_trainer(STAGE, block, directory, callbacks, use_distributed_sampler=False)
 
 
 def select(cfg: TrainPriorConfig, trainer: lightning.Trainer, module: PriorModule) -> dict[str, Any]:

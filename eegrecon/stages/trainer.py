@@ -1,0 +1,64 @@
+"""How every stage builds its `lightning.Trainer` from the config's `trainer:` block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from eegrecon.errors import ConfigError
+
+
+def build_trainer(
+    stage: str,
+    block: Mapping[str, Any],
+    directory: Path,
+    callbacks: Sequence[lightning.Callback],
+    **fixed: Any,
+) -> lightning.Trainer:
+    """Build the trainer: the stage's defaults, then the config's block, then what the stage fixes.
+
+    Args:
+        stage: the verb, for the error.
+        block: the config's `trainer:` block; any Lightning flag.
+        directory: the stage's directory; curves go to `tensorboard/` in it.
+        callbacks: the stage's own; a progress bar is added unless the block turns it off.
+        fixed: flags that the stage does not leave to the config.
+
+    Raises:
+        ConfigError: the block has a flag that `lightning.Trainer` does not know.
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_an_advert)
+    flags = {
+        "default_root_dir": directory,
+        "enable_model_summary": False,
+        "log_every_n_steps": 5,
+        **block,
+        **fixed,
+        "logger": TensorBoardLogger(directory, name="tensorboard", version=""),
+    }
+    bar = [RichProgressBar()] if flags.get("enable_progress_bar", True) else []
+    try:
+        return lightning.Trainer(**{**flags, "callbacks": [*callbacks, *bar]})
+    except TypeError as error:
+        raise ConfigError(f"The trainer block of the {stage} config does not fit: {error}.") from error
+
+
+def checkpoints(directory: Path, monitor: str, mode: str, every_n_epochs: int = 1) -> list[ModelCheckpoint]:
+    """Keep the best epoch (every validated one counts) and the last one (for resuming), in `checkpoints/`."""
+    folder = directory / "checkpoints"
+    shared: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, every_n_epochs=every_n_epochs, **shared),
+        # Not `save_last=True`: that is the last epoch that was a best one, and a restart would repeat the others.
+        ModelCheckpoint(folder, filename="last", **shared),
+    ]
+
+
+def _not_an_advert(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
