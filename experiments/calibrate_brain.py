@@ -19,7 +19,6 @@ from eegrecon.models.encoders.ridge import fit_ridge
 from eegrecon.pocket.brain import BrainParams, simulate_subject
 
 EXEMPLARS, VAL_CONCEPTS = 10, 60
-ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def averages(subject, pictures, features, train, pool):
@@ -49,7 +48,7 @@ def accuracy(eeg, targets, fit, val, test):
         found = found.numpy()
         return float(np.mean([top1(found[k::EXEMPLARS], targets[val][k::EXEMPLARS])[0] for k in range(EXEMPLARS)]))
 
-    found = fit_ridge(x[fit], y[fit], val_x=x[val], score=score, alphas=ALPHAS)
+    found = fit_ridge(x[fit], y[fit], val_x=x[val], score=score)
     return *top1((x[test] @ found.weight.T + found.bias).numpy(), targets[test]), found.alpha, found.scores[found.alpha]
 
 

@@ -66,6 +66,7 @@ class HeadsModule(_Steps):
         self.image_head, self.text_head, self.keep = image_head, text_head, keep
         self.logit_scale = torch.nn.Parameter(logit_scale.detach().clone())
         self.decoder = torch.nn.Linear(image_head.out_features, image_head.in_features)
+        self.train()  # the heads come from a model in eval mode
 
     def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Loss of (features (b, 1280), pooled texts (b, 384), concept (b,))."""

@@ -159,20 +159,15 @@ def _loader(tensors: tuple[torch.Tensor, ...], batch_size: int, seed: int) -> An
 
 def _fit(module: Any, loader: Any, steps: int, folder: Path, trainer: dict[str, Any], average: bool = False) -> None:
     """Train for a number of steps, resuming from the part's own checkpoint; ``average`` ends with EMA weights."""
-    from lightning import Trainer
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from eegrecon.stages.trainer import build_trainer
 
     last = folder / "last.ckpt"
     saves = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=250)
-    Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
-        callbacks=[saves, EMAWeightAveraging(decay=0.998)] if average else [saves],
-        enable_model_summary=False,
-        **trainer,
-    ).fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    callbacks = [saves, EMAWeightAveraging(decay=0.998)] if average else [saves]
+    fitter = build_trainer("pocket-weights", trainer, folder, callbacks, max_steps=steps, max_epochs=-1)
+    fitter.fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
 
 
 def train_heads(scenes: Scenes, cfg: PocketWeightsConfig, work: Path, out: Path) -> Any:
