@@ -1,0 +1,35 @@
+"""Every command of the README exists, and every key it sets is known."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from eegrecon.config import STAGES, load
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(r"^make .*$", README, re.MULTILINE)})
+
+
+def test_there_are_commands():
+    assert "make reconstruct" in COMMANDS
+    assert "make test" in COMMANDS
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_make_knows_it_and_its_config_is_valid(command):
+    words = shlex.split(command)
+    dry = subprocess.run([words[0], "-n", "-o", ".venv/.ready", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+    if words[1] in STAGES:
+        given = dict(word.split("=", 1) for word in words[2:])
+        load(words[1], given.get("EXP", "pocket"), None, shlex.split(given.get("ARGS", "")))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
