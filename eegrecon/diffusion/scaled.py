@@ -23,11 +23,12 @@ class ScaledPrior(nn.Module):
     13, which a clipping sampler cuts (`diffusion.objectives.build_scheduler`). `fit` with "std"
     centres and scales each dimension by the training split's own moments, which covers both; `sample` undoes it.
 
-    The condition's length is another trap. An encoder trained by InfoNCE is taught directions only, and the length of
-    its embedding grows with the noise in the EEG: mean of 80 test repetitions, it comes out several times shorter than
-    the mean of 4 training ones, and a prior that reads length takes that for a weak condition. "unit" divides every
-    condition by its own length first (in a simulation two-way identification of sampled test embeddings rose from 63 to
-    73 %, guidance 1); ATM feeds it raw.
+    The condition's length is another trap. InfoNCE teaches an encoder directions only, so nothing fixes the length of
+    its embedding, and where that grows with the noise in the EEG, the mean of 80 test repetitions comes out shorter
+    than the mean of 4 training ones: a prior that reads length takes it for a weak condition. "unit" divides every
+    condition by its own length first (a toy encoder without output normalisation: two-way identification of sampled
+    test embeddings 73 instead of 63 %, guidance 1; the pocket ATM-S keeps its length and does not care). ATM
+    feeds it raw.
 
     Buffers, saved with the weights: `target_mean`, `target_scale` `(dim,)`; `cond_mean`, `cond_scale`
     `(cond_dim,)`, `cond_unit` `()` bool. Before `fit` they are 0, 1 and false.
