@@ -7,8 +7,6 @@ target leaves the others up to date, and a killed run goes on behind the last pi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from eegrecon.data.layout import IMAGES_JSON, target_dir
 from eegrecon.data.targets import CLAIM, HEADER, TargetStore, TargetStoreWriter
 from eegrecon.errors import ConfigError, DataError
 from eegrecon.registry import resolve
+from eegrecon.stages.progress import progress_bars
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -54,7 +53,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         if spec.kind == "text":
             raise ConfigError(f"targets.{name}.kind is text, which comes with issue 5: use image or vae_latent.")
     images = ImageSet.from_root(directory)
-    with _progress() as progress:
+    with progress_bars() as progress:
         for name, spec in cfg.targets.items():
             manifest = _extract(cfg, name, spec, images, command, overwrite, progress)
     return manifest
@@ -135,26 +134,3 @@ def _weights_file(choice: Choice) -> Path | None:
         base = choice.args.get("base", "pocket")
         return (POCKET_DIRECTORY if base == "pocket" else Path(base)) / "vae" / WEIGHTS
     return None
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield progress

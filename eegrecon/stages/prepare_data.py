@@ -10,8 +10,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +35,7 @@ from eegrecon.models.packaged import efficientnet_lite, efflite_features
 from eegrecon.pocket.brain import CH_NAMES, N_TIMES, SFREQ, BrainParams, SimulatedSubject, simulate_subject
 from eegrecon.pocket.pictures import RECIPE, Recipe, chosen, render_set
 from eegrecon.pocket.truth import RECORD
+from eegrecon.stages.progress import progress_bars
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -75,7 +74,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     if not cfg.data.subjects or min(cfg.data.subjects) < 1:
         raise ConfigError(f"data.subjects must list one or more numbers from 1, but it is {list(cfg.data.subjects)}.")
     _check_disk(cfg, directory, overwrite)
-    with _progress() as progress:
+    with progress_bars() as progress:
         images = _pictures(cfg, directory, overwrite, progress)
         for subject in cfg.data.subjects:
             manifest = _subject(cfg, directory, subject, images, command, overwrite, progress)
@@ -233,26 +232,3 @@ def _check_disk(cfg: Any, directory: Path, overwrite: bool) -> None:
             f"prepare-data needs {needed / 1e9:.1f} GB under {directory} for {len(waiting)} subject(s), but the disk "
             f"has {free / 1e9:.1f} GB free: make room, choose another data.root, or ask for fewer subjects."
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield progress

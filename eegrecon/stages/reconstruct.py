@@ -23,7 +23,6 @@ from eegrecon.artifacts import (
     Manifest,
     input_record,
     is_rank_zero,
-    new_manifest,
     open_stage,
     read_manifest,
     save_embeds,
@@ -52,7 +51,7 @@ from eegrecon.stages.evaluate import (
     print_summary,
     score_directory,
 )
-from eegrecon.stages.trainer import build_trainer
+from eegrecon.stages.trainer import build_trainer, trained_manifest
 
 STAGE = "reconstruct"
 BASELINE = "baseline_ridge.safetensors"
@@ -102,14 +101,11 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         ],
         return_predictions=False,
     )
-    manifest = new_manifest(
+    manifest = trained_manifest(
         STAGE,
-        command=command,
-        config_hash=config_hash(cfg),
-        seed=cfg.seed,
-        device=str(trainer.strategy.root_device),
-        world_size=trainer.world_size,
-        precision=str(trainer.precision),
+        command,
+        cfg,
+        trainer,
         data=upstream.data.describe(),
         interface=upstream.prior.interface,
         inputs=upstream.inputs,

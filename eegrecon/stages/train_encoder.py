@@ -17,7 +17,6 @@ from eegrecon.artifacts import (
     Manifest,
     atomic_write,
     input_record,
-    new_manifest,
     open_stage,
     read_manifest,
     save_embeds,
@@ -37,7 +36,7 @@ from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.modules.encoder import EncoderModule
 from eegrecon.registry import check_args, lookup, resolve
 from eegrecon.stages.trainer import build_trainer as stage_trainer
-from eegrecon.stages.trainer import checkpoints
+from eegrecon.stages.trainer import checkpoints, trained_manifest
 
 STAGE = "train-encoder"
 MODEL, BASELINE, METRICS = "model.safetensors", "baseline_ridge.safetensors", "metrics.json"
@@ -92,14 +91,11 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     interface = data.targets["image"].interface()
     if network.latent_head is not None:
         interface["latent_shape"] = list(data.target_shapes["vae_latent"])
-    manifest = new_manifest(
+    manifest = trained_manifest(
         STAGE,
-        command=command,
-        config_hash=config_hash(cfg),
-        seed=cfg.seed,
-        device=str(trainer.strategy.root_device),
-        world_size=trainer.world_size,
-        precision=str(trainer.precision),
+        command,
+        cfg,
+        trainer,
         data=data.describe(),
         interface=interface,
         inputs=inputs,

@@ -17,7 +17,6 @@ from eegrecon.artifacts import (
     Manifest,
     atomic_write,
     input_record,
-    new_manifest,
     open_stage,
     read_manifest,
     require_interface,
@@ -97,14 +96,13 @@ def run(cfg: TrainPriorConfig, *, directory: Path, command: str, overwrite: bool
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
-    manifest = new_manifest(
+    from eegrecon.stages.trainer import trained_manifest  # imports torch: after the checks
+
+    manifest = trained_manifest(
         STAGE,
-        command=command,
-        config_hash=config_hash(cfg),
-        seed=cfg.seed,
-        device=str(trainer.strategy.root_device),
-        world_size=trainer.world_size,
-        precision=str(trainer.precision),
+        command,
+        cfg,
+        trainer,
         data=upstream.manifest.data,
         interface=upstream.interface,
         inputs=upstream.inputs,

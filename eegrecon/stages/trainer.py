@@ -11,6 +11,8 @@ import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from eegrecon.artifacts import Manifest, new_manifest
+from eegrecon.config import config_hash
 from eegrecon.errors import ConfigError
 
 
@@ -58,6 +60,20 @@ def checkpoints(directory: Path, monitor: str, mode: str, every_n_epochs: int = 
         # Not `save_last=True`: that is the last epoch that was a best one, and a restart would repeat the others.
         ModelCheckpoint(folder, filename="last", **shared),
     ]
+
+
+def trained_manifest(stage: str, command: str, cfg: Any, trainer: lightning.Trainer, **fields: Any) -> Manifest:
+    """Start the manifest of a stage that had a trainer: what ran, with which config and seed, on what."""
+    return new_manifest(
+        stage,
+        command=command,
+        config_hash=config_hash(cfg),
+        seed=cfg.seed,
+        device=str(trainer.strategy.root_device),
+        world_size=trainer.world_size,
+        precision=str(trainer.precision),
+        **fields,
+    )
 
 
 def _not_an_advert(record: logging.LogRecord) -> bool:
