@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def decaying_lr(warmup: int, total: int, flat: float = 0.0) -> Callable[[int], float]:
-    """Return a learning-rate factor: linear warm-up, flat for a share of the run, then linear to zero."""
-    hold = warmup + flat * (total - warmup)
+def decaying_lr(warmup: int, total: int) -> Callable[[int], float]:
+    """Return a learning-rate factor: linear warm-up, then linear to zero."""
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return max(0.0, min(1.0, (total - step) / max(1.0, total - hold)))
+        return max(0.0, min(1.0, (total - step) / max(1.0, total - warmup)))
 
     return factor
 
