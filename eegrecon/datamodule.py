@@ -47,7 +47,7 @@ class ThingsDataModule(lightning.LightningDataModule):
     - encoder, val: the same over all pictures of the held-out concepts, always averaged, and gallery (b,) bool, true
       for the first picture of each concept; test (`reconstruct`, `evaluate`): the same without gallery.
     - prior: eeg_embeds (b, cond_dim), image_embeds (b, dim), subject (b,), image_index (b,); val also gallery (b,).
-    - generator (after `set_embeds`): image_embeds (b, dim), image_index (b,), draw (b,)[, latents (b, 4, h, w)].
+    - generator (after `set_embeds`): image_embeds (b, dim), image_index (b,), draw (b,).
 
     `batch_size` counts rows over all processes. The trainer needs `use_distributed_sampler=False`: sharding is done
     here, in training by `GlobalBatchSampler`, elsewhere in contiguous shards. Under several processes validation shards
@@ -122,7 +122,7 @@ class ThingsDataModule(lightning.LightningDataModule):
         self._check_stores_agree()
         self._datasets: dict[str, TrialDataset | RowDataset] = {}
         self._moments: tuple[Tensor, Tensor] | None = None
-        self._pictures: RowDataset | None = None
+        self._pictures: list[RowDataset] = []
 
     def _check_stores_agree(self) -> None:
         first = self.trials[0]
@@ -320,38 +320,38 @@ class ThingsDataModule(lightning.LightningDataModule):
         dataset = self.dataset(part)
         return loader(dataset, ShardBatchSampler(len(dataset), self.batch_size), self.num_workers, self.seed)
 
-    def set_embeds(
-        self, image_embeds: Tensor, image_index: Tensor, *, draws: int = 1, latents: Tensor | None = None
-    ) -> None:
-        """Give the generator its rows: each picture `draws` times.
+    def set_embeds(self, image_embeds: Sequence[Tensor], image_index: Tensor) -> None:
+        """Give the generator its rows, one loader for each tensor (say decoded embeddings, then the pictures' own).
 
         Args:
-            image_embeds: (n, dim).
+            image_embeds: tensors (n, draws, dim); every draw becomes a picture of its own.
             image_index: (n,).
-            draws: Pictures to make of each.
-            latents: (n, 4, h, w) to start from, if any.
         """
-        n = len(image_embeds)
-        columns = {"image_embeds": image_embeds.float().cpu(), "image_index": image_index.long().cpu()}
-        if latents is not None:
-            columns["latents"] = latents.float().cpu()
-        if any(len(column) != n for column in columns.values()):
-            raise DataError(f"The generator's rows differ in number: { {k: len(v) for k, v in columns.items()} }.")
-        repeated = {name: column.repeat(draws, *[1] * (column.ndim - 1)) for name, column in columns.items()}
-        self._pictures = RowDataset({**repeated, "draw": torch.arange(draws).repeat_interleave(n)})
+        self._pictures = []
+        for embeds in image_embeds:
+            n, draws = embeds.shape[:2]
+            if n != len(image_index):
+                raise DataError(f"The generator needs an embedding of each of {len(image_index)} pictures, got {n}.")
+            columns = {
+                "image_embeds": embeds.float().cpu().flatten(0, 1),
+                "image_index": image_index.long().cpu().repeat_interleave(draws),
+                "draw": torch.arange(draws).repeat(n),
+            }
+            self._pictures.append(RowDataset(columns))
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> list[DataLoader[Batch]]:
         """Generator batches of this process's share of what `set_embeds` was given, none repeated.
 
         Raises:
             DataError: `set_embeds` was not called.
         """
-        if self._pictures is None:
+        if not self._pictures:
             raise DataError("The generator has no embeddings yet: call set_embeds before Trainer.predict.")
         rank, world_size = self._place()
-        mine = RowDataset(self._pictures.__getitems__(range(rank, len(self._pictures), world_size)))
+        size = max(1, self.batch_size // world_size)
+        shares = [RowDataset(rows.__getitems__(range(rank, len(rows), world_size))) for rows in self._pictures]
         # A plain batch size: Lightning rebuilds prediction loaders, which it can with torch's own batch sampler only.
-        return DataLoader(mine, batch_size=max(1, self.batch_size // world_size), collate_fn=as_is)
+        return [DataLoader(share, batch_size=size, collate_fn=as_is) for share in shares]
 
     def _ordered(self, dataset: TrialDataset | RowDataset) -> DataLoader[Batch]:
         sampler = ShardBatchSampler(len(dataset), self.batch_size, *self._place())

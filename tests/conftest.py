@@ -1,12 +1,19 @@
-"""What every test shares: one thread, no display, and tiers that are skipped aloud."""
+"""What every test shares: one thread, no display, shapes checked, and tiers that are skipped aloud."""
 
 import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  (the hook finds it by name)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Annotated shapes and dtypes are checked at every call: here only, users pay nothing for it.
+CHECKED = ["diffusion", "losses", "metrics.functional", "models.encoders", "models.latent_head", "models.priors"]
+install_import_hook([f"eegrecon.{name}" for name in CHECKED], "tests.typecheck.check")
 
 ROOT = Path(__file__).resolve().parent.parent
 

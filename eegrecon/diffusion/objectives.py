@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
+@runtime_checkable
 class PriorNetwork(Protocol):
     """The seam: noisy (b, dim), timestep (b,), eeg_embeds (b, cond) | None, cond_mask (b,) bool | None -> (b, dim)."""
 
@@ -93,10 +95,10 @@ class TrainingDraws:
         cond_noise: `(b, cond_dim)` standard normal, for noise augmentation of the condition.
     """
 
-    timestep: Tensor
-    noise: Tensor
-    cond_mask: Tensor
-    cond_noise: Tensor
+    timestep: Int[Tensor, " b"]
+    noise: Float[Tensor, "b dim"]
+    cond_mask: Bool[Tensor, " b"]
+    cond_noise: Float[Tensor, "b cond_dim"]
 
 
 def draw_training(
@@ -129,7 +131,12 @@ def draw_training(
     return TrainingDraws(timestep[keep], noise[keep], cond_mask[keep], cond_noise[keep])
 
 
-def training_target(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+def training_target(
+    scheduler: Any,
+    clean: Float[Tensor, "b dim"],
+    noise: Float[Tensor, "b dim"],
+    timestep: Int[Tensor, " b"],
+) -> Float[Tensor, "b dim"]:
     """What the network should say, by the scheduler's `prediction_type`.
 
     "epsilon": the noise (Ho et al., 2020, eq. 14). "sample": the clean vector. "v_prediction":
@@ -156,13 +163,13 @@ def training_target(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tens
 def prior_loss(
     network: PriorNetwork,
     scheduler: Any,
-    image_embeds: Tensor,
-    eeg_embeds: Tensor | None,
+    image_embeds: Float[Tensor, "b dim"],
+    eeg_embeds: Float[Tensor, "b cond_dim"] | None,
     *,
-    noise: Tensor,
-    timestep: Tensor,
-    cond_mask: Tensor | None = None,
-) -> Tensor:
+    noise: Float[Tensor, "b dim"],
+    timestep: Int[Tensor, " b"],
+    cond_mask: Bool[Tensor, " b"] | None = None,
+) -> Float[Tensor, ""]:
     """Mean squared error of the network's prediction, unweighted over timesteps (Ho et al., 2020, eq. 14).
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from eegrecon.diffusion.objectives import PriorNetwork
@@ -38,13 +39,13 @@ def row_generators(seed: int, *keys: Sequence[int]) -> list[torch.Generator]:
 def sample_embeds(
     network: PriorNetwork,
     scheduler: Any,
-    eeg_embeds: Tensor | None,
+    eeg_embeds: Float[Tensor, "b cond_dim"] | None,
     *,
     dim: int,
     generators: Sequence[torch.Generator],
     guidance_scale: float = 1.0,
     num_inference_steps: int = 50,
-) -> Tensor:
+) -> Float[Tensor, "b {dim}"]:
     """Draws one embedding per row by ancestral sampling with classifier-free guidance (Ho & Salimans, 2022).
 
     `prediction = uncond + guidance_scale * (cond - uncond)`: 0 is unconditional, 1 conditional, more than 1 guided.

@@ -1,16 +1,22 @@
 """Contrastive losses between EEG embeddings and image embeddings."""
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def same_image(image_index: Tensor) -> Tensor:
+def same_image(image_index: Int[Tensor, " b"]) -> Bool[Tensor, "b b"]:
     """Which pairs of a batch show one picture: (b,) ids -> (b, b) bool, True on the diagonal."""
     return image_index[:, None] == image_index[None, :]
 
 
-def info_nce(eeg_embeds: Tensor, image_embeds: Tensor, logit_scale: Tensor, positives: Tensor | None = None) -> Tensor:
+def info_nce(
+    eeg_embeds: Float[Tensor, "b dim"],
+    image_embeds: Float[Tensor, "b dim"],
+    logit_scale: Float[Tensor, ""],
+    positives: Bool[Tensor, "b b"] | None = None,
+) -> Float[Tensor, ""]:
     """Symmetric cross-entropy over cosine similarities (CLIP, Radford et al. 2021; ATM's ClipLoss).
 
     Both sides are L2-normalised here and `logit_scale` is exponentiated, unlike ATM's code (facts/atm.md, points 4

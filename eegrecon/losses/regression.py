@@ -1,10 +1,13 @@
 """Regression losses of the encoder."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def mse_embedding(eeg_embeds: Tensor, image_embeds: Tensor, *, reduce: bool = True) -> Tensor:
+def mse_embedding(
+    eeg_embeds: Float[Tensor, "..."], image_embeds: Float[Tensor, "..."], *, reduce: bool = True
+) -> Float[Tensor, "*b"]:
     """Mean squared difference per dimension; 0 at perfection.
 
     For targets of unit variance the prediction "mean of all targets" scores 1.
@@ -20,7 +23,9 @@ def mse_embedding(eeg_embeds: Tensor, image_embeds: Tensor, *, reduce: bool = Tr
     return _mse(eeg_embeds, image_embeds, reduce)
 
 
-def mse_latent(latents: Tensor, target_latents: Tensor, *, reduce: bool = True) -> Tensor:
+def mse_latent(
+    latents: Float[Tensor, "..."], target_latents: Float[Tensor, "..."], *, reduce: bool = True
+) -> Float[Tensor, "*b"]:
     """Mean squared difference per latent value; 0 at perfection.
 
     Args:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ class LatentHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.outward = nn.Linear(hidden, math.prod(self.latent_shape))
 
-    def forward(self, eeg_embeds: Tensor) -> Tensor:
+    def forward(self, eeg_embeds: Float[Tensor, "b dim"]) -> Float[Tensor, "b ..."]:
         """Latents (b, *latent_shape)."""
         y = self.outward(self.dropout(F.gelu(self.inward(eeg_embeds))))
         return y.view(-1, *self.latent_shape)

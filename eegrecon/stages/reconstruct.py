@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from eegrecon.artifacts import (
     Manifest,
@@ -93,14 +92,9 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     if is_rank_zero():
         for folder in (PICTURES, CEILING):  # a killed attempt may have used other settings
             shutil.rmtree(directory / folder, ignore_errors=True)
-    trainer.predict(
-        GeneratorModule(generator, seed=cfg.seed),
-        dataloaders=[
-            _loader(embeds["pred_image_embeds"], embeds["image_index"], cfg.batch_size),
-            _loader(embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1), embeds["image_index"], cfg.batch_size),
-        ],
-        return_predictions=False,
-    )
+    own = embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1)  # what the seen pictures themselves give
+    upstream.data.set_embeds([embeds["pred_image_embeds"], own], embeds["image_index"])
+    trainer.predict(GeneratorModule(generator, seed=cfg.seed), datamodule=upstream.data, return_predictions=False)
     manifest = trained_manifest(
         STAGE,
         command,
@@ -163,6 +157,7 @@ class _Upstream:
             window=cfg.data.window,
             channels=cfg.data.channels,
             l2_normalise=["image"] if cfg.target.l2_normalise else [],
+            batch_size=cfg.batch_size,
             seed=cfg.seed,
         )
         self.store = self.data.targets["image"]
@@ -254,21 +249,12 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
     return found
 
 
-def _loader(embeds: Tensor, image_index: Tensor, batch_size: int) -> DataLoader[Any]:
-    """Batches {image_embeds, image_index, draw} from embeds (n, draws, dim), all draws of a picture together."""
-    n, draws = embeds.shape[:2]
-    rows = [
-        {"image_embeds": embeds[i, draw], "image_index": image_index[i], "draw": torch.tensor(draw)}
-        for i in range(n)
-        for draw in range(draws)
-    ]
-    return DataLoader(rows, batch_size=batch_size, shuffle=False)  # type: ignore[arg-type]
-
-
 def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -> lightning.Trainer:
     ids = {int(i): images.records[int(i)].image_id for i in image_index}
     callbacks: list[lightning.Callback] = [ReconstructionWriter([directory / PICTURES, directory / CEILING], ids)]
-    return build_trainer(STAGE, cfg.trainer, directory, callbacks, enable_checkpointing=False)
+    return build_trainer(
+        STAGE, cfg.trainer, directory, callbacks, enable_checkpointing=False, use_distributed_sampler=False
+    )
 
 
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -241,15 +241,17 @@ def test_generator_batches(tiny_set):
     dm = module_of(tiny_set, stage="reconstruct", batch_size=3)
     with pytest.raises(DataError, match="call set_embeds"):
         dm.predict_dataloader()
-    embeds, index = torch.randn(4, 6), torch.tensor([36, 37, 38, 39])
-    dm.set_embeds(embeds, index, draws=2, latents=torch.zeros(4, 4, 2, 2))
-    batches = list(dm.predict_dataloader())
-    assert [len(batch["draw"]) for batch in batches] == [3, 3, 2]
-    every = rows(batches)
-    assert every["draw"].tolist() == [0] * 4 + [1] * 4
-    assert every["image_index"].tolist() == index.tolist() * 2
-    assert torch.equal(every["image_embeds"], embeds.repeat(2, 1))
-    assert every["latents"].shape == (8, 4, 2, 2)
+    embeds, index = torch.randn(4, 2, 6), torch.tensor([36, 37, 38, 39])
+    with pytest.raises(DataError, match="each of 3 pictures, got 4"):
+        dm.set_embeds([embeds], index[:3])
+    dm.set_embeds([embeds, embeds[:, :1]], index)
+    both, first = dm.predict_dataloader()
+    assert [len(batch["draw"]) for batch in both] == [3, 3, 2]
+    every = rows(both)
+    assert every["draw"].tolist() == [0, 1] * 4
+    assert every["image_index"].tolist() == index.repeat_interleave(2).tolist()
+    assert torch.equal(every["image_embeds"], embeds.flatten(0, 1))
+    assert torch.equal(rows(first)["image_embeds"], embeds[:, 0])
 
 
 class Recorder(lightning.LightningModule):
@@ -300,7 +302,7 @@ def test_lightning_moves_the_epoch_on_and_resumes(tiny_set, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lightning_predicts_every_picture_once(tiny_set, tmp_path):
     dm, recorder = module_of(tiny_set, stage="reconstruct", batch_size=3), Recorder()
-    dm.set_embeds(torch.randn(4, 6), torch.arange(36, 40))
+    dm.set_embeds([torch.randn(4, 1, 6)], torch.arange(36, 40))
     trainer(tmp_path, enable_checkpointing=False).predict(recorder, datamodule=dm, return_predictions=False)
     assert recorder.predicted == [36, 37, 38, 39]
 
@@ -358,7 +360,7 @@ fit = trainer(out, max_epochs=2, **ddp)
 fit.fit(recorder, datamodule=module_of(root))
 rank = fit.global_rank
 dm = module_of(root, stage="reconstruct", batch_size=2)
-dm.set_embeds(torch.randn(5, 6), torch.arange(36, 41))
+dm.set_embeds([torch.randn(5, 1, 6)], torch.arange(36, 41))
 trainer(out, **ddp).predict(recorder, datamodule=dm, return_predictions=False)
 val = [row for batch in recorder.validated for row in batch]
 (out / f"{rank}.json").write_text(json.dumps({"seen": recorder.seen, "predicted": recorder.predicted, "val": val}))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float64, Int64, Num
 from torch import Tensor
 
 
-def pearson_matrix(first: Tensor, second: Tensor) -> Tensor:
+def pearson_matrix(first: Num[Tensor, "n d"], second: Num[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
     """Pearson correlations of all pairs of rows.
 
     Args:
@@ -25,7 +26,7 @@ def pearson_matrix(first: Tensor, second: Tensor) -> Tensor:
     return (rows[0] @ rows[1].T).clamp(-1.0, 1.0)
 
 
-def two_way_identification(pred_features: Tensor, true_features: Tensor) -> Tensor:
+def two_way_identification(pred_features: Num[Tensor, ...], true_features: Num[Tensor, ...]) -> Float64[Tensor, " n"]:
     """Share of other seen pictures that resemble a reconstruction less than its own seen picture does.
 
     For reconstruction j: the share of i ≠ j with r(true_i, pred_j) < r(true_j, pred_j); the distractors are seen
@@ -60,7 +61,7 @@ def two_way_identification(pred_features: Tensor, true_features: Tensor) -> Tens
     return wins.double() / (len(own) - 1)
 
 
-def derangement(n: int, seed: int) -> Tensor:
+def derangement(n: int, seed: int) -> Int64[Tensor, " {n}"]:
     """A random permutation that leaves nothing in its place: (n,) int64, the same for the same (n, seed).
 
     Sattolo's algorithm: one cycle through all n, so no element keeps its place.
@@ -108,7 +109,7 @@ def null_interval(n: int, chance: float = 0.5, level: float = 0.99) -> tuple[flo
     return float(low) / n, float(high) / n
 
 
-def mean_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Num[Tensor, " n"], level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean over pictures, for scores that are no proportions (correlations, SSIM).
 
     Args:

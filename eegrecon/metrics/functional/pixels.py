@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -11,7 +12,7 @@ GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)
 SIGMA, WINDOW = 1.5, 11  # window: 2 · round(3.5 · sigma) + 1, skimage's truncation
 
 
-def pixcorr(pred: Tensor, true: Tensor) -> Tensor:
+def pixcorr(pred: Float[Tensor, ...], true: Float[Tensor, ...]) -> Float64[Tensor, " n"]:
     """Pearson correlation of all RGB values of a reconstruction and its seen picture.
 
     facts/atm.md section 6 (MindEye's PixCorr); resizing is the caller's business and part of the protocol.
@@ -34,7 +35,7 @@ def pixcorr(pred: Tensor, true: Tensor) -> Tensor:
     return torch.where(flat, 0.0, (first * second).sum(1) / norms.masked_fill(flat, 1.0))
 
 
-def ssim(pred: Tensor, true: Tensor) -> Tensor:
+def ssim(pred: Float[Tensor, ...], true: Float[Tensor, ...]) -> Float64[Tensor, " n"]:
     """Structural similarity of the grey pictures.
 
     Wang et al. 2004 with Gaussian windows: sigma 1.5, 11×11, population covariance, data range 1. Equal to skimage's
@@ -66,12 +67,12 @@ def ssim(pred: Tensor, true: Tensor) -> Tensor:
     return similarity.mean((1, 2))
 
 
-def _grey(pictures: Tensor) -> Tensor:
+def _grey(pictures: Float[Tensor, "n 3 h w"]) -> Float64[Tensor, "n 1 h w"]:
     weights = torch.tensor(GREY_WEIGHTS, dtype=torch.float64, device=pictures.device).view(1, 3, 1, 1)
     return (pictures.double() * weights).sum(1, keepdim=True)
 
 
-def _blur(maps: Tensor) -> Tensor:
+def _blur(maps: Float64[Tensor, "n maps h w"]) -> Float64[Tensor, "n maps h-10 w-10"]:
     # Separable Gaussian without padding: skimage pads, but then drops exactly the pixels that padding reaches.
     # (torchmetrics 1.9's functional pads and keeps other pixels: up to 0.03 off on small pictures.)
     n_maps = maps.shape[1]

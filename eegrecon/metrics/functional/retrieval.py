@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ def _ranks(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return better.double(), ties.double()
 
 
-def topk_retrieval(similarity: Tensor, target: Tensor, k: int) -> Tensor:
+def topk_retrieval(similarity: Float[Tensor, "..."], target: Int[Tensor, "..."], k: int) -> Float64[Tensor, " q"]:
     """Whether the target is among the k most similar of the gallery, tied entries in random order.
 
     Ties give the exact expectation of random tie-breaking, so a constant similarity scores k/g (chance) and not 1.
@@ -59,7 +60,9 @@ def topk_retrieval(similarity: Tensor, target: Tensor, k: int) -> Tensor:
     return ((k - better) / (ties + 1)).clamp(0, 1)
 
 
-def retrieval_kway(similarity: Tensor, target: Tensor, k_way: int, k: int = 1) -> Tensor:
+def retrieval_kway(
+    similarity: Float[Tensor, "..."], target: Int[Tensor, "..."], k_way: int, k: int = 1
+) -> Float64[Tensor, " q"]:
     """Probability that the target is among the top k of itself and `k_way - 1` random others of the gallery.
 
     The exact expectation over all distractor sets (hypergeometric), not a simulation: the target is found when at most
@@ -89,7 +92,7 @@ def retrieval_kway(similarity: Tensor, target: Tensor, k_way: int, k: int = 1) -
     return total / (ties + 1)
 
 
-def _hypergeometric_cdf(most: int, population: int, marked: Tensor, drawn: int) -> Tensor:
+def _hypergeometric_cdf(most: int, population: int, marked: Float64[Tensor, " q"], drawn: int) -> Float64[Tensor, " q"]:
     """P(at most `most` of `drawn` drawn from `population` are among the `marked` (q,))."""
 
     def log_choose(n: Tensor, r: int) -> Tensor:
@@ -107,7 +110,10 @@ def _hypergeometric_cdf(most: int, population: int, marked: Tensor, drawn: int) 
 
 
 def concept_retrieval(
-    eeg_embeds: Tensor, image_embeds: Tensor, image_index: Tensor, concept_index: Tensor
+    eeg_embeds: Float[Tensor, "n dim"],
+    image_embeds: Float[Tensor, "n dim"],
+    image_index: Int[Tensor, " n"],
+    concept_index: Int[Tensor, " n"],
 ) -> RetrievalScores:
     """N-way retrieval of the seen picture among one picture per concept, by cosine, N the number of concepts.
 
@@ -150,7 +156,7 @@ def concept_retrieval(
     return RetrievalScores(len(concepts), float(first.mean()), float(five.mean()), len(first))
 
 
-def first_rows(keys: Tensor) -> Tensor:
+def first_rows(keys: Int[Tensor, "n k"]) -> Int64[Tensor, " unique"]:
     """Positions of the first occurrence of every row of an int matrix (n, k), in the order of the sorted rows.
 
     >>> first_rows(torch.tensor([[7], [3], [7], [5]])).tolist()

@@ -12,6 +12,7 @@ Li et al., NeurIPS 2024 (arXiv 2403.07721), section 3; layer by layer after the 
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -166,7 +167,7 @@ class ATMS(nn.Module):
         self.conv = TSConv(n_chans, n_times, dropout=conv_dropout)
         self.head = ResidualHead(self.conv.n_features, dim, head_dropout)
 
-    def forward(self, eeg: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """Embeddings (b, dim), not L2-normalised."""
         x = self.tokens(eeg, subject)
         for layer in self.layers:

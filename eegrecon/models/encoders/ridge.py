@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 # Penalties relative to the mean eigenvalue of the Gram matrix, so that they mean the same for any data.
@@ -25,7 +26,7 @@ class Ridge(nn.Module):
         self.alphas = tuple(alphas)
         self.linear = nn.Linear(n_chans * n_times, dim)
 
-    def forward(self, eeg: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """Embeddings (b, dim), not L2-normalised."""
         return self.linear(eeg.flatten(1))
 

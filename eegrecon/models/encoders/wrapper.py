@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -41,7 +42,7 @@ class AlignedEncoder(nn.Module):
         # Log space, `.exp()` at use (CLIP, Radford et al. 2021); 0.07 is ATM's and CLIP's initial temperature.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, eeg: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """EEG (b, n_chans, n_times) in the store's unit, subject (b,) int -> eeg_embeds (b, dim), not L2-normalised."""
         eeg = (eeg.to(self.channel_mean.dtype) - self.channel_mean[:, None]) / self.channel_std[:, None]
         return self.encoder(eeg, subject)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -64,8 +65,12 @@ class PriorUNet(nn.Module):
         self.levels = levels
 
     def forward(
-        self, noisy: Tensor, timestep: Tensor, eeg_embeds: Tensor | None = None, cond_mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        noisy: Float[Tensor, "b dim"],
+        timestep: Int[Tensor, " b"],
+        eeg_embeds: Float[Tensor, "b cond_dim"] | None = None,
+        cond_mask: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b dim"]:
         """Runs the U-Net.
 
         Args:
