@@ -8,7 +8,6 @@ other name is refused before anything happens. Large byte strings are skipped ov
 from __future__ import annotations
 
 import ast
-import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from eegrecon.errors import DataError
 
 MAX_LINE = 1 << 16  # bytes of a text argument (protocol 0); longer ones are no recording
 MARK = object()
+STOP = b"."
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Machine:
             DataError: The stream is truncated, not a pickle, or names something that is not data.
         """
         try:
-            while (code := self.source.read(1)) != pickle.STOP:
+            while (code := self.source.read(1)) != STOP:
                 step = STEPS.get(code)
                 if step is None:
                     self.refuse(f"uses the pickle opcode {code!r}, which no recording needs")
@@ -259,72 +259,73 @@ def _pop_mark_or_value(machine: Machine) -> None:
     machine.stack.pop()
 
 
+# Opcode to what it does; the names are those of CPython's Lib/pickle.py.
 STEPS: dict[bytes, Callable[[Machine], None]] = {
-    pickle.PROTO: lambda m: None if m.number("<B") <= 5 else m.refuse("has a pickle protocol above 5"),
-    pickle.FRAME: _frame,
-    pickle.MARK: lambda m: m.push(MARK),
-    pickle.POP: _pop_mark_or_value,
-    pickle.POP_MARK: _pop_mark,
-    pickle.DUP: lambda m: m.push(m.stack[-1]),
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.INT: _int,
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("<B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
-    pickle.LONG: lambda m: m.push(int(m.source.line().rstrip(b"L"))),
-    pickle.LONG1: lambda m: _long(m, "<B"),
-    pickle.LONG4: lambda m: _long(m, "<i"),
-    pickle.FLOAT: lambda m: m.push(float(m.source.line())),
-    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
-    pickle.STRING: _string,
-    pickle.BINSTRING: lambda m: m.push(m.bytes_of(m.number("<i"))),
-    pickle.SHORT_BINSTRING: lambda m: m.push(m.bytes_of(m.number("<B"))),
-    pickle.BINBYTES: lambda m: m.push(m.bytes_of(m.number("<I"))),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.bytes_of(m.number("<B"))),
-    pickle.BINBYTES8: lambda m: m.push(m.bytes_of(m.number("<Q"))),
-    pickle.BYTEARRAY8: lambda m: m.push(m.bytes_of(m.number("<Q"))),
-    pickle.UNICODE: lambda m: m.push(str(m.source.line(), "raw-unicode-escape")),
-    pickle.BINUNICODE: lambda m: m.push(m.text_of(m.number("<I"))),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text_of(m.number("<B"))),
-    pickle.BINUNICODE8: lambda m: m.push(m.text_of(m.number("<Q"))),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.TUPLE1: lambda m: _tuple(m, 1),
-    pickle.TUPLE2: lambda m: _tuple(m, 2),
-    pickle.TUPLE3: lambda m: _tuple(m, 3),
-    pickle.TUPLE: lambda m: m.push(tuple(m.since_mark())),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
-    pickle.LIST: lambda m: m.push(m.since_mark()),
-    pickle.APPEND: lambda m: m.append([m.pop()]),
-    pickle.APPENDS: lambda m: m.append(m.since_mark()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
-    pickle.DICT: _dict,
-    pickle.SETITEM: lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-    pickle.SETITEMS: lambda m: m.set_items(m.since_mark()),
-    pickle.EMPTY_SET: lambda m: m.push(set()),
-    pickle.ADDITEMS: lambda m: m.add_items(m.since_mark()),
-    pickle.FROZENSET: lambda m: m.push(frozenset(m.since_mark())),
-    pickle.PUT: lambda m: m.put(int(m.source.line())),
-    pickle.BINPUT: lambda m: m.put(m.number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.put(m.number("<I")),
-    pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
-    pickle.GET: lambda m: m.push(m.memo[int(m.source.line())]),
-    pickle.BINGET: lambda m: m.push(m.memo[m.number("<B")]),
-    pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number("<I")]),
-    pickle.GLOBAL: _text_global,
-    pickle.STACK_GLOBAL: _stack_global,
-    pickle.REDUCE: lambda m: m.reduce(),
-    pickle.BUILD: lambda m: m.build(),
-    pickle.INST: _inst,
-    pickle.OBJ: _new,
-    pickle.NEWOBJ: _new,
-    pickle.NEWOBJ_EX: _new,
-    pickle.PERSID: _persistent,
-    pickle.BINPERSID: _persistent,
-    pickle.EXT1: _extension,
-    pickle.EXT2: _extension,
-    pickle.EXT4: _extension,
-    pickle.NEXT_BUFFER: _buffer,
-    pickle.READONLY_BUFFER: _buffer,
+    b"\x80": lambda m: None if m.number("<B") <= 5 else m.refuse("has a pickle protocol above 5"),  # PROTO
+    b"\x95": _frame,  # FRAME
+    b"(": lambda m: m.push(MARK),  # MARK
+    b"0": _pop_mark_or_value,  # POP
+    b"1": _pop_mark,  # POP_MARK
+    b"2": lambda m: m.push(m.stack[-1]),  # DUP
+    b"N": lambda m: m.push(None),  # NONE
+    b"\x88": lambda m: m.push(True),  # NEWTRUE
+    b"\x89": lambda m: m.push(False),  # NEWFALSE
+    b"I": _int,  # INT
+    b"J": lambda m: m.push(m.number("<i")),  # BININT
+    b"K": lambda m: m.push(m.number("<B")),  # BININT1
+    b"M": lambda m: m.push(m.number("<H")),  # BININT2
+    b"L": lambda m: m.push(int(m.source.line().rstrip(b"L"))),  # LONG
+    b"\x8a": lambda m: _long(m, "<B"),  # LONG1
+    b"\x8b": lambda m: _long(m, "<i"),  # LONG4
+    b"F": lambda m: m.push(float(m.source.line())),  # FLOAT
+    b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT
+    b"S": _string,  # STRING
+    b"T": lambda m: m.push(m.bytes_of(m.number("<i"))),  # BINSTRING
+    b"U": lambda m: m.push(m.bytes_of(m.number("<B"))),  # SHORT_BINSTRING
+    b"B": lambda m: m.push(m.bytes_of(m.number("<I"))),  # BINBYTES
+    b"C": lambda m: m.push(m.bytes_of(m.number("<B"))),  # SHORT_BINBYTES
+    b"\x8e": lambda m: m.push(m.bytes_of(m.number("<Q"))),  # BINBYTES8
+    b"\x96": lambda m: m.push(m.bytes_of(m.number("<Q"))),  # BYTEARRAY8
+    b"V": lambda m: m.push(str(m.source.line(), "raw-unicode-escape")),  # UNICODE
+    b"X": lambda m: m.push(m.text_of(m.number("<I"))),  # BINUNICODE
+    b"\x8c": lambda m: m.push(m.text_of(m.number("<B"))),  # SHORT_BINUNICODE
+    b"\x8d": lambda m: m.push(m.text_of(m.number("<Q"))),  # BINUNICODE8
+    b")": lambda m: m.push(()),  # EMPTY_TUPLE
+    b"\x85": lambda m: _tuple(m, 1),  # TUPLE1
+    b"\x86": lambda m: _tuple(m, 2),  # TUPLE2
+    b"\x87": lambda m: _tuple(m, 3),  # TUPLE3
+    b"t": lambda m: m.push(tuple(m.since_mark())),  # TUPLE
+    b"]": lambda m: m.push([]),  # EMPTY_LIST
+    b"l": lambda m: m.push(m.since_mark()),  # LIST
+    b"a": lambda m: m.append([m.pop()]),  # APPEND
+    b"e": lambda m: m.append(m.since_mark()),  # APPENDS
+    b"}": lambda m: m.push({}),  # EMPTY_DICT
+    b"d": _dict,  # DICT
+    b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),  # SETITEM
+    b"u": lambda m: m.set_items(m.since_mark()),  # SETITEMS
+    b"\x8f": lambda m: m.push(set()),  # EMPTY_SET
+    b"\x90": lambda m: m.add_items(m.since_mark()),  # ADDITEMS
+    b"\x91": lambda m: m.push(frozenset(m.since_mark())),  # FROZENSET
+    b"p": lambda m: m.put(int(m.source.line())),  # PUT
+    b"q": lambda m: m.put(m.number("<B")),  # BINPUT
+    b"r": lambda m: m.put(m.number("<I")),  # LONG_BINPUT
+    b"\x94": lambda m: m.put(len(m.memo)),  # MEMOIZE
+    b"g": lambda m: m.push(m.memo[int(m.source.line())]),  # GET
+    b"h": lambda m: m.push(m.memo[m.number("<B")]),  # BINGET
+    b"j": lambda m: m.push(m.memo[m.number("<I")]),  # LONG_BINGET
+    b"c": _text_global,  # GLOBAL
+    b"\x93": _stack_global,  # STACK_GLOBAL
+    b"R": lambda m: m.reduce(),  # REDUCE
+    b"b": lambda m: m.build(),  # BUILD
+    b"i": _inst,  # INST
+    b"o": _new,  # OBJ
+    b"\x81": _new,  # NEWOBJ
+    b"\x92": _new,  # NEWOBJ_EX
+    b"P": _persistent,  # PERSID
+    b"Q": _persistent,  # BINPERSID
+    b"\x82": _extension,  # EXT1
+    b"\x83": _extension,  # EXT2
+    b"\x84": _extension,  # EXT4
+    b"\x97": _buffer,  # NEXT_BUFFER
+    b"\x98": _buffer,  # READONLY_BUFFER
 }
