@@ -28,6 +28,11 @@ SUMMARIES = {
     "evaluate": "score finished reconstructions again",
     "pocket-weights": "retrain the small checkpoints that the package ships",
 }
+# Verbs without a config. The module `eegrecon.stages.<verb>` has `arguments(parser)` and `run(options) -> exit code`
+# and imports heavy libraries inside functions, so that its own --help answers at once too.
+TOOLS = {
+    "look-alike": "write the pocket set in the layouts of the published files",
+}
 # What each verb reads, in the order in which it has to be made.
 UPSTREAM = {
     "prepare-data": (),
@@ -61,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments and arguments[0] in TOOLS:
+            return _tool(arguments[0], arguments[1:])
         return _run(_parse(arguments), arguments)
     except EegreconError as error:
         print(f"eegrecon: {error}", file=sys.stderr)
@@ -131,6 +138,14 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _tool(verb: str, arguments: list[str]) -> int:
+    stage = importlib.import_module(f"eegrecon.stages.{verb.replace('-', '_')}")
+    summary = TOOLS[verb]
+    parser = _Parser(prog=f"eegrecon {verb}", allow_abbrev=False, description=f"{summary[:1].upper()}{summary[1:]}.")
+    stage.arguments(parser)
+    return int(stage.run(parser.parse_args(arguments)))
+
+
 def _manifests(directory: Path) -> dict[Path, int]:
     # A data verb keeps one manifest a store, two levels down; looking deeper would walk through the pictures.
     found = [path for pattern in ("manifest.json", "*/*/manifest.json") for path in directory.glob(pattern)]
@@ -180,4 +195,6 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--upstream", action="store_true", help="make missing earlier stages first")
         sub.add_argument("--overwrite", action="store_true", help="replace a result of another config")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="change a config value")
+    for verb, summary in TOOLS.items():
+        verbs.add_parser(verb, help=summary)  # for the list only: `_tool` parses them
     return parser
