@@ -31,6 +31,7 @@ SUMMARIES = {
 # Verbs without a config. The module `eegrecon.stages.<verb>` has `arguments(parser)` and `run(options) -> exit code`
 # and imports heavy libraries inside functions, so that its own --help answers at once too.
 TOOLS = {
+    "inspect": "say what a file or folder is, what is wrong with it, and draw its mean response",
     "look-alike": "write the pocket set in the layouts of the published files",
 }
 # What each verb reads, in the order in which it has to be made.
