@@ -15,7 +15,7 @@ EEGRECON   = $(BIN)/python -m eegrecon
 RUN_FLAGS  = --exp $(EXP) --subject $(SUBJECT) --seed $(SEED) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: setup prepare-data extract-targets train-encoder train-prior reconstruct evaluate pocket-weights tensorboard test test-slow lint help clean
+.PHONY: setup download prepare-data extract-targets train-encoder train-prior reconstruct evaluate pocket-weights tensorboard test test-slow lint help clean
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "eegrecon needs Python 3.11 or newer on the PATH, and found none." >&2; exit 2; }
@@ -24,6 +24,8 @@ $(READY): pyproject.toml
 	@touch $@
 
 setup: $(READY) ## make or update .venv with everything installed
+download: $(READY) ## fetch and verify published data: ARGS="NAME --out DIR"; without ARGS the list of them
+	$(EEGRECON) download $(if $(ARGS),$(ARGS),--list)
 prepare-data: $(READY) ## pictures and trials of EXP's set, for SUBJECT
 	$(EEGRECON) prepare-data --exp $(EXP) --subject $(SUBJECT) $(ARGS)
 extract-targets: $(READY) ## image embeddings and VAE latents of the set

@@ -31,6 +31,7 @@ SUMMARIES = {
 # Verbs without a config. The module `eegrecon.stages.<verb>` has `arguments(parser)` and `run(options) -> exit code`
 # and imports heavy libraries inside functions, so that its own --help answers at once too.
 TOOLS = {
+    "download": "fetch and verify what is published, or say how to do so by hand",
     "inspect": "say what a file or folder is, what is wrong with it, and draw its mean response",
     "look-alike": "write the pocket set in the layouts of the published files",
 }
@@ -43,6 +44,10 @@ UPSTREAM = {
     "reconstruct": ("prepare-data", "extract-targets", "train-encoder", "train-prior"),
     "evaluate": ("prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct"),
     "pocket-weights": (),
+}
+SUBJECT_HELP = {
+    "prepare-data": "the same as data.subjects=[N]",
+    "": "the subject that is tested: data.subjects=[N] within a subject, else data.test_subject=N",
 }
 # Blocks that several stages share: an override of one reaches the earlier stages that --upstream makes.
 SHARED = ("data", "target", "trainer", "seed")
@@ -79,20 +84,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_directory(options: argparse.Namespace, config: Any) -> Path:
-    """Where the stage writes: `<root>/<set>` for data verbs, else the stage's folder in the run's directory."""
+    """Where the stage writes: `<root>/<set>` for data verbs, else the stage's folder in the run's directory.
+
+    A run is named after whom it was trained on: `sub-08`, `sub-01-02-03` (joint) or `all-but-08`. A joint run is tested
+    on one subject after another, each in a folder of its own: `reconstruct-sub-01`.
+    """
     folder = STAGES[options.verb].folder
     if folder is None:
         return Path(config.data.root) / config.data.set
+    if keys_of(options.verb, "data.protocol"):
+        folder += config.data.tested_suffix
     if options.run is not None:
         return Path(options.run) / folder
     exp = options.exp if options.exp is not None else Path(options.config).resolve().parent.name
     run = Path("runs") / exp
-    if keys_of(options.verb, "data.subjects"):
+    if keys_of(options.verb, "data.protocol") and config.data.protocol == "leave_one_subject_out":
+        run /= f"all-but-{config.data.test_subject:02d}"
+    elif keys_of(options.verb, "data.subjects"):
         run /= "sub-" + "-".join(f"{subject:02d}" for subject in config.data.subjects)
     return run / f"seed-{config.seed}" / folder
 
 
-def upstream_commands(options: argparse.Namespace) -> list[list[str]]:
+def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str]]:
     """The argument lists of the earlier stages, in order; each decides for itself whether it is up to date."""
     commands = []
     for verb in UPSTREAM[options.verb]:
@@ -101,8 +114,11 @@ def upstream_commands(options: argparse.Namespace) -> list[list[str]]:
             words += ["--exp", options.exp]
         else:
             words += ["--config", str(Path(options.config).parent / STAGES[verb].yaml)]
-        if options.subject is not None and keys_of(verb, "data.subjects"):
-            words += ["--subject", str(options.subject)]
+        if keys_of(verb, "data.subjects"):
+            if not keys_of(verb, "data.protocol") and config.data.protocol != "within_subject":
+                words.append(f"data.subjects={list(config.data.subjects)}".replace(" ", ""))  # of all, not of one
+            elif options.subject is not None:
+                words += ["--subject", str(options.subject)]
         in_run = STAGES[verb].folder is not None
         for name in ("seed", "run"):
             if in_run and getattr(options, name) is not None:
@@ -121,7 +137,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     config = _config(options)
     directory = run_directory(options, config)
     if getattr(options, "upstream", False) and is_rank_zero():
-        commands = upstream_commands(options)
+        commands = upstream_commands(options, config)
         for words in commands:  # every earlier stage's config is checked before the first of them runs
             _config(_parse(words))
         for words in commands:
@@ -155,12 +171,11 @@ def _manifests(directory: Path) -> dict[Path, int]:
 
 def _config(options: argparse.Namespace) -> Any:
     overrides = []
-    if getattr(options, "subject", None) is not None:
-        overrides.append(f"data.subjects=[{options.subject}]")
     if getattr(options, "seed", None) is not None:
         overrides.append(f"seed={options.seed}")
     file = Path(options.config) if options.config is not None else None
-    return load(options.verb, options.exp, file, [*overrides, *options.overrides])
+    subject = getattr(options, "subject", None)
+    return load(options.verb, options.exp, file, [*overrides, *options.overrides], subject)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -188,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         source.add_argument("--exp", metavar="NAME", help="a shipped experiment, such as pocket")
         source.add_argument("--config", metavar="FILE", help="a YAML file of your own")
         if keys_of(verb, "data.subjects"):
-            sub.add_argument("--subject", type=int, metavar="N", help="the same as data.subjects=[N]")
+            sub.add_argument("--subject", type=int, metavar="N", help=SUBJECT_HELP.get(verb, SUBJECT_HELP[""]))
         if STAGES[verb].folder is not None:
             sub.add_argument("--seed", type=int, metavar="N", help="the same as seed=N")
             sub.add_argument("--run", metavar="DIR", help="the run's directory, not runs/<exp>/sub-XX/seed-N")
