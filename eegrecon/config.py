@@ -8,6 +8,7 @@ values and registry names are answered in well under a second. OmegaConf appears
 import dataclasses
 import hashlib
 import json
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eegrecon.config_data import check_data, subject_override
 from eegrecon.config_schema import (
     ENCODERS,
     GENERATORS,
     LATENT_HEADS,
     OPTIMS,
     PRIORS,
+    PROTOCOLS,
+    REGIONS,
+    SOURCES,
     STAGES,
     TARGET_MODELS,
     BrainConfig,
@@ -30,6 +35,7 @@ from eegrecon.config_schema import (
     DiffusionConfig,
     EvaluateConfig,
     ExtractTargetsConfig,
+    HardwareConfig,
     LoaderConfig,
     LossConfig,
     PicturesConfig,
@@ -69,6 +75,9 @@ __all__ = [
     "LATENT_HEADS",
     "OPTIMS",
     "PRIORS",
+    "PROTOCOLS",
+    "REGIONS",
+    "SOURCES",
     "STAGES",
     "TARGET_MODELS",
     "BrainConfig",
@@ -77,6 +86,7 @@ __all__ = [
     "DiffusionConfig",
     "EvaluateConfig",
     "ExtractTargetsConfig",
+    "HardwareConfig",
     "LoaderConfig",
     "LossConfig",
     "PicturesConfig",
@@ -111,7 +121,10 @@ __all__ = [
 # Where a run lives and how it looks on screen do not change its result, so they do not enter the hash.
 UNHASHED = (
     "data.root",
+    "source.args.path",
+    "source.args.tables",
     "loader.num_workers",
+    "loader.on_device",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.default_root_dir",
@@ -119,7 +132,13 @@ UNHASHED = (
 )
 
 
-def load(stage: str, exp: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Any:
+def load(
+    stage: str,
+    exp: str | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    subject: int | None = None,
+) -> Any:
     """Load, merge, check and freeze the config of one stage.
 
     Args:
@@ -127,6 +146,7 @@ def load(stage: str, exp: str | None = None, file: Path | None = None, overrides
         exp: An experiment's name, a folder under `experiments_root()`; or
         file: a YAML file. Exactly one of the two.
         overrides: `key=value` strings, dotted keys, YAML values.
+        subject: The subject that is tested (`DataConfig` says what that is under each protocol); overrides go before.
 
     Returns:
         The stage's frozen dataclass (see `config_schema`).
@@ -140,17 +160,18 @@ def load(stage: str, exp: str | None = None, file: Path | None = None, overrides
     source = experiment_file(stage, exp) if exp is not None else Path(file)  # type: ignore[arg-type]
     values = read_experiment(source)
     problems: dict[str, str] = {}  # by dotted key, so that no key is reported twice
-    for override in overrides:
-        try:
-            values = merge(values, parse_override(override))
-        except ConfigError as error:
-            problems[override] = str(error)
+    values, below = _overridden(values, overrides, problems), values
+    if subject is not None:  # what it stands for depends on the protocol, which an override may set
+        first = subject_override(stage, values, subject)
+        values = _overridden(below, [first, *overrides], problems)
     node = OmegaConf.structured(spec.schema)
     _fill(node, spec.schema, values, "", problems)
     config = None
     try:
         OmegaConf.resolve(node)
         _check(node, spec.schema, "", problems)
+        if issubclass(typing.get_type_hints(spec.schema).get("data", object), DataConfig):
+            check_data(node.data, stage, "data.", problems)
         config = OmegaConf.to_object(node) if not problems else None
     except OmegaConfBaseException as error:
         problems.setdefault("", first_line(error))
@@ -191,6 +212,15 @@ def keys_of(stage: str, key: str) -> bool:
     return _knows(stage_spec(stage).schema, key.split("."))
 
 
+def _overridden(values: dict[str, Any], overrides: Sequence[str], problems: dict[str, str]) -> dict[str, Any]:
+    for override in overrides:
+        try:
+            values = merge(values, parse_override(override))
+        except ConfigError as error:
+            problems[override] = str(error)
+    return values
+
+
 def _fill(node: DictConfig, schema: type, values: Mapping[str, Any], where: str, problems: dict[str, str]) -> None:
     """Write values into the structured node field by field, so that one bad field does not hide the next."""
     OmegaConf.set_readonly(node, False)  # the schema's dataclasses are frozen, the config under construction is not
@@ -225,6 +255,8 @@ def _type_name(kind: Any) -> str:
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if kind in plain:
         return plain[kind]
+    if typing.get_origin(kind) is types.UnionType:  # optional
+        return f"{_type_name(typing.get_args(kind)[0])} or null"
     if typing.get_origin(kind) is list:
         return f"a list, each item {_type_name(typing.get_args(kind)[0])}"
     return str(kind)
@@ -259,28 +291,15 @@ def _check(node: DictConfig, schema: Any, where: str, problems: dict[str, str]) 
         elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             for name in value:
                 _check(value[name], typing.get_args(kind)[1], f"{path}.{name}.", problems)
-    if schema is DataConfig:
-        _check_data(node, where, problems)
 
 
-def _unknown(path: str, value: str, choices: typing.Iterable[str]) -> str:
-    return f"{path!r} is {value!r}, which is not known ({did_you_mean(value, choices)})"
-
-
-def _check_data(data: DictConfig, where: str, problems: dict[str, str]) -> None:
-    window, channels = data.window, data.channels
-    if len(window) != 2 or not window[0] < window[1]:
-        text = f"'{where}window' must be [start, stop] in seconds with start < stop, but it is {window}"
-        problems.setdefault(f"{where}window", text)
-    names_only = OmegaConf.is_list(channels) and len(channels) > 0 and all(isinstance(name, str) for name in channels)
-    if channels != "all" and not names_only:
-        text = f"'{where}channels' must be all or a list of channel names, but it is {channels!r}"
-        problems.setdefault(f"{where}channels", text)
-    if not OmegaConf.is_missing(data, "subjects") and len(data.subjects) == 0:
-        problems.setdefault(f"{where}subjects", f"'{where}subjects' must name at least one subject, but it is empty")
+def _unknown(path: str, value: Any, choices: typing.Iterable[Any]) -> str:
+    return f"{path!r} is {value!r}, which is not known ({did_you_mean(str(value), map(str, choices))})"
 
 
 def _knows(schema: Any, parts: list[str]) -> bool:
+    if schema is Any:
+        return True
     if not dataclasses.is_dataclass(schema):
         if typing.get_origin(schema) is not dict:
             return not parts

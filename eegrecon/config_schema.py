@@ -17,11 +17,26 @@ ENCODERS = {
 LATENT_HEADS = {"mlp": "eegrecon.models.latent_head:LatentHead"}
 PRIORS = {"unet": "eegrecon.models.priors.unet:PriorUNet"}
 GENERATORS = {"sdxl": "eegrecon.models.generators.sdxl:SDXLGenerator"}
+# Whose trials train and whose are tested: see `DataConfig`.
+PROTOCOLS = ("within_subject", "leave_one_subject_out", "joint")
+REGIONS = ("frontal", "central", "parietal", "temporal", "occipital")
 OPTIMS = {"adamw": "torch.optim:AdamW", "adam": "torch.optim:Adam"}
 TARGET_MODELS = {
     "pocket_clip": "eegrecon.models.vision:load_pocket_clip",
     "open_clip": "eegrecon.models.vision:load_open_clip",
     "sdxl_vae": "eegrecon.models.generators.latents:load_vae",
+    "feature_file": "eegrecon.data.feature_files:FeatureFiles",  # no network: rows that somebody else extracted
+}
+# What `prepare-data` makes trial stores from: the simulated brain, or one subject's files in a published layout
+# (built with subject=, images=, work=; see `eegrecon.data.sources`).
+SOURCES = {
+    "pocket": "eegrecon.pocket.brain:simulate_subject",
+    "preprocessed": "eegrecon.data.things_eeg2:preprocessed",
+    "original": "eegrecon.data.things_eeg2:original",
+    "pt": "eegrecon.data.things_eeg2:pt",
+    "raw": "eegrecon.data.raw_sessions:RawSource",
+    "meg_fif": "eegrecon.data.things_meg:meg_fif",
+    "meg_pkl": "eegrecon.data.things_meg:meg_pkl",
 }
 
 
@@ -43,17 +58,49 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which trials a training stage sees; `window` is seconds from picture onset."""
+    """Which trials a stage sees; `window` is seconds from picture onset.
+
+    Validation is always held-out concepts of the subjects trained on; test trials are opened by `reconstruct` alone.
+
+    - `within_subject`: one subject is trained on and tested.
+    - `leave_one_subject_out`: `subjects` but `test_subject` are trained on, `test_subject` is tested.
+    - `joint`: all `subjects` are trained on; `reconstruct` tests one of them, `test_subject`.
+
+    `--subject N` is the subject that is tested: `subjects=[N]` within a subject, `test_subject=N` elsewhere.
+    """
 
     set: str = MISSING
     root: str = "data"
     subjects: list[int] = field(default_factory=lambda: MISSING)
-    protocol: str = field(default="within_subject", metadata={"choices": ("within_subject",)})
-    # Training only: validation and test trials are always averaged over repetitions.
-    repetitions: str = field(default="each", metadata={"choices": ("each", "average")})
+    protocol: str = field(default="within_subject", metadata={"choices": PROTOCOLS})
+    test_subject: int | None = None
+    # Training rows: each trial, the average over a picture's trials, or over k of them ({average: k}: other random
+    # groups every epoch). Validation and test trials are always averaged.
+    repetitions: Any = "each"
+    # Which trials there are for this stage, training or test: recording sessions, and repetitions (a list of numbers
+    # from 0, or k for the first k).
+    sessions: Any = "all"
+    keep_repetitions: Any = "all"
     window: list[float] = field(default_factory=lambda: [0.0, 1.0])
-    channels: Any = "all"  # "all" or a list of channel names
+    channels: Any = "all"  # "all", a list of channel names, or {region: one or more of REGIONS}
     split: SplitConfig = field(default_factory=SplitConfig)
+
+    @property
+    def training_subjects(self) -> list[int]:
+        """Whose trials train and validate."""
+        left_out = self.test_subject if self.protocol == "leave_one_subject_out" else None
+        return [subject for subject in self.subjects if subject != left_out]
+
+    @property
+    def tested_subject(self) -> int | None:
+        """Whose test trials `reconstruct` opens; None: not named yet."""
+        return self.subjects[0] if self.protocol == "within_subject" else self.test_subject
+
+    @property
+    def tested_suffix(self) -> str:
+        """What a joint run, tested on one subject after another, adds to the folders of what is tested: -sub-08."""
+        several = self.protocol == "joint" and self.test_subject is not None
+        return f"-sub-{self.test_subject:02d}" if several else ""
 
 
 @dataclass(frozen=True)
@@ -81,10 +128,12 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Loader settings; `batch_size` counts rows over all processes together."""
+    """Loader settings, none of which but `batch_size` changes a batch; it counts rows over all processes together."""
 
     batch_size: int = field(default=MISSING, metadata={"minimum": 1})
     num_workers: int = field(default=0, metadata={"minimum": 0})
+    # Put the rows on the training device once (CPU: in memory): if they take at most half of what is free, or true.
+    on_device: Any = field(default="auto", metadata={"choices": ("auto", True, False)})
 
 
 @dataclass(frozen=True)
@@ -110,18 +159,32 @@ class PicturesConfig:
 class BrainConfig:
     """The simulated brain; `gain` scales the picture-driven part (frozen in the experiment's prepare-data.yaml)."""
 
-    gain: float = MISSING
+    gain: float = 0.0  # no default: the source pocket refuses 0, the other sources have no brain
     train_repetitions: int = field(default=4, metadata={"minimum": 1})
     test_repetitions: int = field(default=80, metadata={"minimum": 1})
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One target store to make."""
+    """One target store to make (a list of blur levels: one store a level)."""
 
-    kind: str = field(default=MISSING, metadata={"choices": ("image", "vae_latent", "text")})
+    kind: str = field(default=MISSING, metadata={"choices": ("image", "layer", "text", "vae_latent")})
     model: Choice = field(default_factory=Choice, metadata={"registry": TARGET_MODELS})
     batch_size: int = field(default=64, metadata={"minimum": 1})
+    layer: str = ""  # kind layer: k for what leaves block k of the vision tower (0: what enters the first), or a module
+    pooling: str = field(default="mean", metadata={"choices": ("mean", "cls", "tokens")})  # kind layer
+    # Before the model sees a picture: 0 (none), the sigma of a Gaussian in pixels, {kernel: 15, size: 224}, or a list.
+    blur: Any = 0
+    prompt: str = "This picture is {}"  # kind text; {} is the concept as its folder names it, {spaced} without _
+    dtype: str = field(default="float32", metadata={"choices": ("float32", "float16")})
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """What a stage without a Trainer computes on; `devices` -1 takes all GPUs."""
+
+    accelerator: str = field(default="auto", metadata={"choices": ("auto", "cpu", "gpu")})
+    devices: int = field(default=1, metadata={"minimum": -1})
 
 
 @dataclass(frozen=True)
@@ -172,6 +235,8 @@ class PrepareDataConfig:
     """`prepare-data`: pictures and trial stores."""
 
     data: SubjectsConfig = field(default_factory=SubjectsConfig)
+    source: Choice = field(default_factory=lambda: Choice(name="pocket"), metadata={"registry": SOURCES})
+    # Of the source pocket alone:
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     brain: BrainConfig = field(default_factory=BrainConfig)
     seed: int = 0
@@ -183,6 +248,7 @@ class ExtractTargetsConfig:
 
     data: SetConfig = field(default_factory=SetConfig)
     targets: dict[str, TargetSpec] = field(default_factory=lambda: MISSING)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
     seed: int = 0
 
 

@@ -1,7 +1,9 @@
 """Plain `.npy` files, checked on reading and streamed on writing; what every store is made of."""
 
+import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,8 @@ class NpyStream:
         path: The final file; the blocks go to `.<name>.partial` beside it.
         shape: Shape of the whole array; the first axis is the one that is streamed.
         dtype: Stored type.
-        resume: Keep the whole rows of a partial file that is there already (the caller knows that they are right).
+        resume: Keep the whole rows of a partial or finished file that is there already (the caller knows that they are
+            right).
     """
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: Any, *, resume: bool = False) -> None:
@@ -131,6 +134,9 @@ class NpyStream:
         npy_format.write_array_header_1_0(head, description)
         start, row = head.getvalue(), int(np.prod(self.shape[1:])) * self.dtype.itemsize
         self.rows = 0
+        self._written = hashlib.sha256()
+        if resume and self.path.is_file() and not self.partial.is_file():
+            self.path.replace(self.partial)  # killed between this file's end and its store's
         if resume and self.partial.is_file():
             with self.partial.open("rb") as file:
                 same = file.read(len(start)) == start
@@ -139,9 +145,11 @@ class NpyStream:
         self._file = self.partial.open("r+b" if self.rows else "wb")
         if self.rows:
             self._file.truncate(len(start) + self.rows * row)
-            self._file.seek(0, io.SEEK_END)
+            while chunk := self._file.read(1 << 20):
+                self._written.update(chunk)
         else:
             self._file.write(start)
+            self._written.update(start)
 
     def append(self, block: np.ndarray) -> None:
         """Add rows: `block` is (k, *shape[1:]), cast to the stored type.
@@ -163,21 +171,34 @@ class NpyStream:
                 f"Row {row} for {self.path} holds values that are NaN, infinite or too large for {self.dtype}: check "
                 "what it was computed from; nothing was written under that name."
             )
-        self._file.write(stored.tobytes())
+        data = stored.reshape(-1).view(np.uint8).data
+        self._file.write(data)
         self._file.flush()
+        self._written.update(data)
         self.rows += len(block)
 
     def finish(self) -> dict[str, Any]:
-        """Give the file its final name; returns `{shape, dtype, sha256}` for the header.
+        """Read the file back, compare it and give it its final name; returns `{shape, dtype, sha256}` for the header.
 
         Raises:
-            DataError: Rows are missing.
+            DataError: Rows are missing, or the disk does not give back what was written.
         """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):  # read back from the disk, not from the system's memory
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self.close()
         if self.rows != self.shape[0]:
             raise DataError(f"{self.path} needs {self.shape[0]} rows, but only {self.rows} were written.")
+        found = sha256_file(self.partial)
+        if found != self._written.hexdigest():
+            raise DataError(
+                f"{self.partial} does not read back as it was written (sha256 {found[:12]}…, expected "
+                f"{self._written.hexdigest()[:12]}…): the disk or another program changed it; check the disk and run "
+                "the command again."
+            )
         self.partial.replace(self.path)
-        return {"shape": list(self.shape), "dtype": self.dtype.name, "sha256": sha256_file(self.path)}
+        return {"shape": list(self.shape), "dtype": self.dtype.name, "sha256": found}
 
     def close(self) -> None:
         """Close the file and leave the partial rows for a later `resume`."""

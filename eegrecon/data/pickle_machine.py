@@ -7,65 +7,24 @@ other name is refused before anything happens. Large byte strings are skipped ov
 
 from __future__ import annotations
 
-import ast
+import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from eegrecon.data.pickle_names import ArrayParts, DtypeParts, Name, Span, build_state, call
+from eegrecon.data.pickle_names import ArrayParts, DtypeParts, Name, build_state, call, keys
+from eegrecon.data.pickle_source import Source, Span, shown
 from eegrecon.errors import DataError
 
-MAX_LINE = 1 << 16  # bytes of a text argument (protocol 0); longer ones are no recording
-MARK = object()
+MAX_STEPS = 5_000_000  # opcodes; a published file has some thousands, and each may take 64 bytes of memory
+MAX_WORD = 1 << 16  # bytes of a text that is read at once; longer ones are left in the file until they are needed
+MAX_LONG = 1 << 10  # bytes of a number
 STOP = b"."
-
-
-@dataclass
-class Source:
-    """A stretch of a file, read forwards; every read says where a truncated file ends.
-
-    Attributes:
-        path: For messages.
-        file: Opened for reading, positioned at the stream's start.
-        end: Where the stream must have ended, bytes from the file's start.
-    """
-
-    path: Path
-    file: BinaryIO
-    end: int
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes."""
-        self._room(count)
-        return self.file.read(count)
-
-    def skip(self, count: int) -> int:
-        """Pass over `count` bytes; returns where they start."""
-        self._room(count)
-        start = self.file.tell()
-        self.file.seek(count, 1)
-        return start
-
-    def line(self) -> bytes:
-        """A text argument, without its newline."""
-        text = self.file.readline(MAX_LINE)
-        if not text.endswith(b"\n"):
-            self.truncated(1)
-        return text[:-1]
-
-    def truncated(self, count: int) -> NoReturn:
-        """Say at which byte something is missing."""
-        at = min(self.file.tell(), self.end)
-        raise DataError(
-            f"{self.path} is truncated or damaged: at byte {at} it promises {count} more bytes, but {self.end - at} "
-            "are left: copy or download it again."
-        )
-
-    def _room(self, count: int) -> None:
-        if count < 0 or self.file.tell() + count > self.end:
-            self.truncated(count)
+# Python 2 wrote texts as their repr; these are the escapes of its `string_repr` (Objects/stringobject.c).
+ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([\\'\"nrt]))")
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+# What damaged bytes make Python raise, here and in the parts that are put together afterwards.
+NONSENSE = (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error)
 
 
 class Machine:
@@ -78,29 +37,26 @@ class Machine:
 
     def __init__(self, source: Source, inline_bytes: int) -> None:
         self.source, self.inline_bytes = source, inline_bytes
-        self.stack: list[Any] = []
+        self.stack: list[Any] = []  # since the last mark
+        self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         """The stream's value, with arrays still in parts (see `pickle_names`).
 
         Raises:
-            DataError: The stream is truncated, not a pickle, or names something that is not data.
+            DataError: The stream is truncated, or names something that is not data.
+            One of NONSENSE: The stream is no pickle.
         """
-        try:
-            while (code := self.source.read(1)) != STOP:
-                step = STEPS.get(code)
-                if step is None:
-                    self.refuse(f"uses the pickle opcode {code!r}, which no recording needs")
-                step(self)
-            return self.pop()
-        except DataError:
-            raise
-        except (IndexError, KeyError, TypeError, ValueError, UnicodeError, struct.error, SyntaxError) as error:
-            raise DataError(
-                f"{self.source.path} is damaged: its pickle makes no sense before byte {self.source.file.tell()} "
-                f"({type(error).__name__}): copy or download it again."
-            ) from error
+        steps = 0
+        while (code := self.source.read(1)) != STOP:
+            step = STEPS.get(code)
+            if step is None:
+                self.refuse(f"uses the pickle opcode {code!r}, which no recording needs")
+            if (steps := steps + 1) > MAX_STEPS:
+                self.refuse(f"holds more than {MAX_STEPS:,} values outside of arrays")
+            step(self)
+        return self.pop()
 
     def refuse(self, what: str) -> NoReturn:
         """Stop: the file asks for more than data."""
@@ -115,16 +71,16 @@ class Machine:
 
     def pop(self) -> Any:
         """Take one value off the stack."""
-        value = self.stack.pop()
-        if value is MARK:
-            raise ValueError("a mark where a value should be")
-        return value
+        return self.stack.pop()
+
+    def mark(self) -> None:
+        """Begin a group of values."""
+        self.below.append(self.stack)
+        self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """Take everything above the last mark, and the mark."""
-        at = max(i for i, value in enumerate(self.stack) if value is MARK) if self.stack else -1
-        items = self.stack[at + 1 :]
-        del self.stack[at:]
+        """Take the group of values since the last mark, and the mark."""
+        items, self.stack = self.stack, self.below.pop()
         return items
 
     def number(self, layout: str) -> Any:
@@ -133,20 +89,23 @@ class Machine:
 
     def bytes_of(self, count: int) -> bytes | Span:
         """A byte string, or its place where it is large."""
-        if count > self.inline_bytes:
-            return Span(self.source.skip(count), count)
-        return self.source.read(count)
+        return self.source.read(count) if count <= self.inline_bytes else self.source.skip(count)
 
     def text_of(self, count: int) -> str | Span:
         """A text, or its place where it is large (NumPy arrays of protocols 0 to 2 hide in latin-1 text)."""
-        found = self.bytes_of(count)
-        return found if isinstance(found, Span) else str(found, "utf-8", "surrogatepass")
+        if count > MAX_WORD:
+            return self.source.skip(count, text=True)
+        return str(self.source.read(count), "utf-8", "surrogatepass")
+
+    def old_text_of(self, count: int) -> str | Span:
+        """A text as Python 2 wrote it, which may as well be the bytes of an array."""
+        return str(self.source.read(count), "latin-1") if 0 <= count <= MAX_WORD else self.source.skip(count)
 
     def global_(self, module: str, name: str) -> None:
         """Push a name, if it is one of those that stand for data."""
         found = Name.known(module, name)
         if found is None:
-            self.refuse(f"wants to use {module}.{name}")
+            self.refuse(f"wants to use {shown(f'{module}.{name}')}")
         self.push(found)
 
     def reduce(self) -> None:
@@ -155,6 +114,12 @@ class Machine:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             self.refuse("wants to call something that is not a known constructor")
         self.push(call(function, arguments, self.source))
+
+    def make(self) -> None:
+        """Refuse to make an instance (NEWOBJ, NEWOBJ_EX and OBJ, which have the class at different depths)."""
+        near = [*(self.below[-1] if self.below else []), *self.stack]
+        named = [value.full for value in near if isinstance(value, Name)]
+        self.refuse(f"wants to make an object of {named[-1] if named else 'a class'}")
 
     def build(self) -> None:
         """Fill an array or a dtype with its state."""
@@ -165,8 +130,6 @@ class Machine:
 
     def put(self, key: int) -> None:
         """Remember the top of the stack."""
-        if not self.stack or self.stack[-1] is MARK:
-            raise ValueError("nothing to remember")
         self.memo[key] = self.stack[-1]
 
     def append(self, items: list[Any]) -> None:
@@ -179,13 +142,13 @@ class Machine:
         """Add to the dictionary at the top."""
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
             raise TypeError("no dictionary")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        self.stack[-1].update(zip(keys(items[::2]), items[1::2], strict=True))
 
     def add_items(self, items: list[Any]) -> None:
         """Add to the set at the top."""
         if not isinstance(self.stack[-1], set):
             raise TypeError("no set")
-        self.stack[-1].update(items)
+        self.stack[-1].update(keys(items))
 
 
 def _persistent(machine: Machine) -> None:
@@ -205,11 +168,8 @@ def _stack_global(machine: Machine) -> None:
 
 
 def _inst(machine: Machine) -> None:
-    machine.refuse(f"wants to make a {machine.source.line().decode()}.{machine.source.line().decode()}")
-
-
-def _new(machine: Machine) -> None:
-    machine.refuse("wants to make an object of a class")
+    module = machine.source.line().decode()
+    machine.refuse(f"wants to make a {shown(f'{module}.{machine.source.line().decode()}')}")
 
 
 def _extension(machine: Machine) -> None:
@@ -226,7 +186,10 @@ def _int(machine: Machine) -> None:
 
 
 def _long(machine: Machine, layout: str) -> None:
-    machine.push(int.from_bytes(machine.source.read(machine.number(layout)), "little", signed=True))
+    count = machine.number(layout)
+    if count > MAX_LONG:
+        machine.refuse(f"holds a number of {count} bytes")
+    machine.push(int.from_bytes(machine.source.read(count), "little", signed=True))
 
 
 def _tuple(machine: Machine, count: int) -> None:
@@ -235,10 +198,14 @@ def _tuple(machine: Machine, count: int) -> None:
 
 
 def _string(machine: Machine) -> None:
-    value = ast.literal_eval(machine.source.line().decode("ascii"))
-    if not isinstance(value, str | bytes):
-        raise TypeError("no string")
-    machine.push(value)
+    text = machine.source.line()
+    if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
+        raise ValueError("no quotes")
+    machine.push(str(ESCAPE.sub(_escaped, text[1:-1]), "latin-1"))
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 16)]) if found[1] else ESCAPES.get(found[2], found[2])
 
 
 def _dict(machine: Machine) -> None:
@@ -251,20 +218,23 @@ def _frame(machine: Machine) -> None:
     machine.number("<Q")  # frames help unpicklers that read ahead; this one does not
 
 
+def _pop(machine: Machine) -> None:
+    if machine.stack:
+        machine.pop()
+    else:
+        machine.since_mark()  # an empty group is a mark
+
+
 def _pop_mark(machine: Machine) -> None:
     machine.since_mark()
-
-
-def _pop_mark_or_value(machine: Machine) -> None:
-    machine.stack.pop()
 
 
 # Opcode to what it does; the names are those of CPython's Lib/pickle.py.
 STEPS: dict[bytes, Callable[[Machine], None]] = {
     b"\x80": lambda m: None if m.number("<B") <= 5 else m.refuse("has a pickle protocol above 5"),  # PROTO
     b"\x95": _frame,  # FRAME
-    b"(": lambda m: m.push(MARK),  # MARK
-    b"0": _pop_mark_or_value,  # POP
+    b"(": lambda m: m.mark(),  # MARK
+    b"0": _pop,  # POP
     b"1": _pop_mark,  # POP_MARK
     b"2": lambda m: m.push(m.stack[-1]),  # DUP
     b"N": lambda m: m.push(None),  # NONE
@@ -280,8 +250,8 @@ STEPS: dict[bytes, Callable[[Machine], None]] = {
     b"F": lambda m: m.push(float(m.source.line())),  # FLOAT
     b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT
     b"S": _string,  # STRING
-    b"T": lambda m: m.push(m.bytes_of(m.number("<i"))),  # BINSTRING
-    b"U": lambda m: m.push(m.bytes_of(m.number("<B"))),  # SHORT_BINSTRING
+    b"T": lambda m: m.push(m.old_text_of(m.number("<i"))),  # BINSTRING
+    b"U": lambda m: m.push(m.old_text_of(m.number("<B"))),  # SHORT_BINSTRING
     b"B": lambda m: m.push(m.bytes_of(m.number("<I"))),  # BINBYTES
     b"C": lambda m: m.push(m.bytes_of(m.number("<B"))),  # SHORT_BINBYTES
     b"\x8e": lambda m: m.push(m.bytes_of(m.number("<Q"))),  # BINBYTES8
@@ -305,7 +275,7 @@ STEPS: dict[bytes, Callable[[Machine], None]] = {
     b"u": lambda m: m.set_items(m.since_mark()),  # SETITEMS
     b"\x8f": lambda m: m.push(set()),  # EMPTY_SET
     b"\x90": lambda m: m.add_items(m.since_mark()),  # ADDITEMS
-    b"\x91": lambda m: m.push(frozenset(m.since_mark())),  # FROZENSET
+    b"\x91": lambda m: m.push(frozenset(keys(m.since_mark()))),  # FROZENSET
     b"p": lambda m: m.put(int(m.source.line())),  # PUT
     b"q": lambda m: m.put(m.number("<B")),  # BINPUT
     b"r": lambda m: m.put(m.number("<I")),  # LONG_BINPUT
@@ -318,9 +288,9 @@ STEPS: dict[bytes, Callable[[Machine], None]] = {
     b"R": lambda m: m.reduce(),  # REDUCE
     b"b": lambda m: m.build(),  # BUILD
     b"i": _inst,  # INST
-    b"o": _new,  # OBJ
-    b"\x81": _new,  # NEWOBJ
-    b"\x92": _new,  # NEWOBJ_EX
+    b"o": lambda m: m.make(),  # OBJ
+    b"\x81": lambda m: m.make(),  # NEWOBJ
+    b"\x92": lambda m: m.make(),  # NEWOBJ_EX
     b"P": _persistent,  # PERSID
     b"Q": _persistent,  # BINPERSID
     b"\x82": _extension,  # EXT1

@@ -7,21 +7,25 @@ large stay in the file and are handed out as `ArrayRef`, to be mapped or read ro
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from eegrecon.data.pickle_machine import Machine, Source
-from eegrecon.data.pickle_names import ArrayParts, DtypeParts, Name, Span
+from eegrecon.data.pickle_machine import NONSENSE, Machine
+from eegrecon.data.pickle_names import ArrayParts, DtypeParts, Name
+from eegrecon.data.pickle_source import Source, Span, shown
 from eegrecon.errors import DataError
 
 MAX_DEPTH = 64  # of lists in dictionaries in …; recordings have three levels
 LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+OLD_TORCH = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER: the first of several pickles in a row
 
 
 @dataclass(frozen=True)
@@ -48,36 +52,53 @@ class ArrayRef:
         return prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> np.ndarray:
-        """Map the array read-only, in its shape; nothing is read until it is used."""
+        """Map the array read-only, in its shape; nothing is read until it is used.
+
+        Raises:
+            DataError: The file is gone or has become shorter.
+        """
         order = "F" if self.fortran else "C"
-        return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape, order=order)  # type: ignore[call-overload]
+        try:
+            return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape, order=order)  # type: ignore[call-overload]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path} can no longer be read ({error}): copy or download it again.") from error
 
 
 def map_rows(ref: ArrayRef, start: int, stop: int) -> np.ndarray:
     """Rows start…stop − 1 of the first axis as an array in memory.
 
-    C-order rows come by plain reads, so that this process's memory holds these rows alone (mapped pages would count
-    until the system takes them back).
+    They come by plain reads, so that this process's memory holds these rows alone (mapped pages would count until the
+    system takes them back). In Fortran order the rows lie scattered over the whole array: one small read each.
 
     Raises:
-        DataError: The file has become shorter.
+        DataError: The file is gone or has become shorter.
+        ValueError: There are no such rows.
     """
-    if not 0 <= start <= stop <= ref.shape[0]:
-        raise ValueError(f"rows {start} to {stop} of {ref.shape[0]}")
-    if ref.fortran and len(ref.shape) > 1:
-        return np.array(ref.map()[start:stop])
-    rows = np.empty((stop - start, *ref.shape[1:]), dtype=ref.dtype)
-    step = ref.nbytes // ref.shape[0] if ref.shape[0] else 0
-    with ref.path.open("rb") as file:
-        file.seek(ref.offset + start * step)
-        got = file.readinto(rows.reshape(-1).view(np.uint8)) if rows.nbytes else 0  # type: ignore[arg-type]
-    if got != rows.nbytes:
-        raise DataError(f"{ref.path} became shorter while it was read: copy it again and do not touch it meanwhile.")
+    if not ref.shape or not 0 <= start <= stop <= ref.shape[0]:
+        raise ValueError(f"rows {start} to {stop} of an array of shape {ref.shape}")
+    rows = np.empty((stop - start, *ref.shape[1:]), dtype=ref.dtype, order="F" if ref.fortran else "C")
+    if not rows.size:
+        return rows
+    lines = rows.T.reshape(-1, stop - start) if ref.fortran else rows.reshape(1, -1)  # what lies together in the file
+    step = ref.dtype.itemsize * (ref.shape[0] if ref.fortran else prod(ref.shape[1:]))
+    try:
+        with ref.path.open("rb") as file:
+            for i, line in enumerate(lines):
+                file.seek(ref.offset + (i * step + start * ref.dtype.itemsize if ref.fortran else start * step))
+                if file.readinto(line.view(np.uint8)) != line.nbytes:  # type: ignore[arg-type]
+                    raise OSError("it became shorter")
+    except OSError as error:
+        raise DataError(
+            f"{ref.path} can no longer be read ({error.strerror or error}): copy or download it again and leave it in "
+            "place."
+        ) from error
     return rows
 
 
 def read_pickle(path: Path, *, inline_bytes: int = 1 << 20) -> Any:
     """Read a pickle, an `.npy` file that holds one object, or a torch zip of plain values and NumPy arrays.
+
+    Arrays that pickle protocols 0 to 2 hide in text cannot be mapped; up to 256 MB of them are loaded.
 
     Args:
         path: The file.
@@ -90,23 +111,38 @@ def read_pickle(path: Path, *, inline_bytes: int = 1 << 20) -> Any:
         DataError: The file is missing, truncated, none of these, or names anything but data; nothing was executed.
     """
     path = Path(path)
+    source = None
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise DataError(f"{path} is no regular file, expected a pickle, an .npy or a torch file: check the path.")
         with path.open("rb") as file:
-            start = file.read(6)
-            size = os.fstat(file.fileno()).st_size
-            offset, end = 0, size
-            if start.startswith(b"\x93NUMPY"):
-                offset = _after_npy_header(path, file)
-            elif start.startswith(b"PK"):
-                offset, end = _torch_entry(path, file)
-            elif not start:
-                raise DataError(f"{path} is empty: copy or download it again.")
-            file.seek(offset)
-            value = Machine(Source(path, file, end), inline_bytes).run()
-            value = _finish(value, Source(path, file, end), {}, 0)
+            source = Source(path, file, *_stream(path, file))
+            value = _finish(Machine(source, inline_bytes).run(), source, {}, 0)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}): check the path and its rights.") from error
+    except NONSENSE as error:
+        raise DataError(
+            f"{path} is damaged or no pickle: it makes no sense before byte {source.at if source else 0} "
+            f"({type(error).__name__}: {shown(str(error))}): copy or download it again."
+        ) from error
+    if isinstance(value, int) and value == OLD_TORCH:
+        raise DataError(
+            f"{path} was written by torch.save in the format before torch 1.6, which eegrecon does not read: load it "
+            "and save it again with a newer torch."
+        )
     return value.item() if isinstance(value, np.ndarray) and value.dtype.hasobject and value.ndim == 0 else value
+
+
+def _stream(path: Path, file: BinaryIO) -> tuple[int, int]:
+    """Where the pickle begins and ends in the file."""
+    start, size = file.read(6), os.fstat(file.fileno()).st_size
+    if not start:
+        raise DataError(f"{path} is empty: copy or download it again.")
+    if start.startswith(b"\x93NUMPY"):
+        return _after_npy_header(path, file), size
+    if start.startswith(b"PK\x03\x04"):
+        return _torch_entry(path, file, size)
+    return 0, size
 
 
 def _after_npy_header(path: Path, file: BinaryIO) -> int:
@@ -115,30 +151,37 @@ def _after_npy_header(path: Path, file: BinaryIO) -> int:
         version = npy_format.read_magic(file)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         _, _, dtype = read(file)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is no readable .npy file ({error}): copy or download it again.") from error
+    except (EOFError, SyntaxError, TokenError, *NONSENSE) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} is no readable .npy file ({reason}): copy or download it again.") from error
     if not dtype.hasobject:
         raise DataError(f"{path} is a plain array of {dtype}, expected a pickled object: read it with numpy.load.")
     return file.tell()
 
 
-def _torch_entry(path: Path, file: BinaryIO) -> tuple[int, int]:
+def _torch_entry(path: Path, file: BinaryIO, size: int) -> tuple[int, int]:
     """Where `data.pkl` begins and ends inside a torch zip."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
-            if len(entries) != 1 or entries[0].compress_type != zipfile.ZIP_STORED:
-                raise DataError(
-                    f"{path} is a zip file without one uncompressed data.pkl, so torch.save did not write it: give "
-                    "eegrecon the file that is inside."
-                )
-            entry = entries[0]
-    except zipfile.BadZipFile as error:
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
+    except (zipfile.BadZipFile, NotImplementedError, *NONSENSE) as error:
         raise DataError(f"{path} is a truncated or damaged torch file ({error}): copy or download it again.") from error
-    file.seek(entry.header_offset)
+    if len(entries) != 1 or entries[0].compress_type != zipfile.ZIP_STORED:
+        raise DataError(
+            f"{path} is a zip file without one uncompressed data.pkl, so torch.save did not write it: give eegrecon "
+            "the file that is inside."
+        )
+    at = entries[0].header_offset
+    file.seek(at)
     header = file.read(LOCAL_HEADER)
-    begin = entry.header_offset + LOCAL_HEADER + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    return begin, begin + entry.file_size
+    begin = at + LOCAL_HEADER + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    end = begin + entries[0].file_size
+    if not header.startswith(b"PK\x03\x04") or end > size:
+        raise DataError(
+            f"{path} is a truncated or damaged torch file (data.pkl should end at byte {end} of {size}): copy or "
+            "download it again."
+        )
+    return begin, end
 
 
 def _finish(value: Any, source: Source, done: dict[int, Any], depth: int) -> Any:
@@ -152,9 +195,15 @@ def _finish(value: Any, source: Source, done: dict[int, Any], depth: int) -> Any
         case ArrayParts():
             done[key] = _array(value, source, done, depth)
         case Span():
-            raise DataError(f"{source.path} holds a byte string of {value.length} bytes that is no array.")
-        case DtypeParts() | Name():
-            done[key] = str(value.dtype) if isinstance(value, DtypeParts) else value.full
+            found = source.fetch(value)
+            done[key] = str(found, "utf-8", "surrogatepass") if value.text else found
+        case DtypeParts():
+            done[key] = value.dtype
+        case Name():
+            raise DataError(
+                f"{source.path} holds the function or class {value.full} where data is expected: get it again from its "
+                "publisher."
+            )
         case dict():
             done[key] = result = {}
             for name, part in value.items():
@@ -175,12 +224,16 @@ def _array(parts: ArrayParts, source: Source, done: dict[int, Any], depth: int) 
         raise DataError(f"{source.path} holds an array without its numbers: it is damaged; get it again.")
     order: Literal["C", "F"] = "F" if parts.fortran else "C"
     if parts.dtype.hasobject:
+        source.charge(len(parts.data))
         items = np.empty(len(parts.data), dtype=object)
         for i, part in enumerate(parts.data):
             items[i] = _finish(part, source, done, depth + 1)
-        return items.reshape(parts.shape, order=order)
-    if isinstance(parts.data, Span):
-        return ArrayRef(source.path, parts.data.offset, parts.dtype, parts.shape, parts.fortran)
-    data = parts.data.encode("latin-1") if isinstance(parts.data, str) else parts.data
+        return items.reshape(parts.shape)  # NumPy lists objects row by row, whatever it says about their order
+    data = parts.data
+    if isinstance(data, Span):
+        if parts.shape:
+            return ArrayRef(source.path, data.offset, parts.dtype, parts.shape, parts.fortran)
+        data = source.fetch(data)
+    source.charge(len(data))
     array = np.frombuffer(data, dtype=parts.dtype).reshape(parts.shape, order=order).copy(order=order)
     return array[()] if parts.scalar else array

@@ -19,6 +19,7 @@ SCHEMA = 1
 HEADER = "header.json"
 CLAIM = ".partial.json"
 TARGET_KINDS = ("image", "text", "layer", "vae_latent")
+UNIT_LENGTH = "L2-normalised in the file"  # how the layer of imported vectors ends that had length one already
 FIX = "`eegrecon extract-targets`"
 _OPTIONAL = (str, type(None))
 KINDS: dict[str, Any] = {
@@ -101,7 +102,7 @@ class TargetStore:
             "weights_tag": header["weights_tag"],
             "layer": header["layer"],
             "dim": self.dim,
-            "normalised": self.l2_normalise,
+            "normalised": self.l2_normalise or str(header["layer"]).endswith(UNIT_LENGTH),
         }
 
     def open(self, partition: Literal["train", "test"], *, verify: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ n_times), `_image_index.npy` (n_images,) and `_session.npy` (n_images, n_repetit
 it. Opening `train` never touches a test file.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +14,18 @@ from typing import Any, Literal
 import numpy as np
 
 from eegrecon.artifacts import write_json
-from eegrecon.data.channels import THINGS_EEG2_CHANNELS, THINGS_EEG2_SETS
+from eegrecon.data.channels import THINGS_EEG2_SETS, check_order
 from eegrecon.data.images import ImageSet
 from eegrecon.data.npy import NpyStream, open_array, read_header, save_array
 from eegrecon.data.partition import FIX, Partition
+from eegrecon.data.regions import choose_channels
+from eegrecon.data.selection import Repetitions, Sessions, kept_trials
 from eegrecon.errors import DataError
 
 SCHEMA = 1
 PARTITIONS = ("train", "test")
 HEADER = "header.json"
+CLAIM = ".partial.json"  # what the rows of an unfinished store were made from
 KINDS: dict[str, Any] = {
     "set": str,
     "subject": int,
@@ -34,32 +38,21 @@ KINDS: dict[str, Any] = {
     "sources": dict,
     "files": dict,
 }
-UNITS = ("uV", "mvnn")
+Channels = Literal["all"] | Sequence[str] | Mapping[str, Any]
+UNITS = ("uV", "mvnn", "fT", "zscore")
 
 
 def check_channels(set_name: str, ch_names: Sequence[str], where: Path) -> None:
-    """Check that a set's channels are the ones, and in the order, that the set is known to have.
+    """Check that no channel comes twice, and that a set's channels are the ones, in the order, that it is known by.
 
     Raises:
         DataError: They are not; says whether they are the same names in another order.
     """
     if len(set(ch_names)) != len(ch_names):
         raise DataError(f"{where} names a channel twice ({', '.join(ch_names)}): make the store again with {FIX}.")
-    if set_name not in THINGS_EEG2_SETS or tuple(ch_names) == THINGS_EEG2_CHANNELS:
-        return
-    if sorted(ch_names) == sorted(THINGS_EEG2_CHANNELS):
-        pairs = enumerate(zip(ch_names, THINGS_EEG2_CHANNELS, strict=True))
-        at, (found, wanted) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        what = f"the same 63 names in another order (position {at} is {found!r}, expected {wanted!r})"
-    else:
-        lacking = [name for name in THINGS_EEG2_CHANNELS if name not in ch_names]
-        foreign = [name for name in ch_names if name not in THINGS_EEG2_CHANNELS]
-        what = f"{len(ch_names)} names, without {', '.join(lacking) or 'none'} and with {', '.join(foreign) or 'none'}"
-        what += " beyond the 63"
-    raise DataError(
-        f"The channels in {where} must be the 63 of THINGS-EEG2 in their order, but they are {what}: put them in order "
-        f"and make the store again with {FIX}."
-    )
+    if set_name in THINGS_EEG2_SETS:
+        fix = f"put them in order and make the store again with {FIX}"
+        check_order(ch_names, THINGS_EEG2_SETS[set_name], where, fix)
 
 
 class TrialStore:
@@ -110,21 +103,9 @@ class TrialStore:
                 f"{images.set_root / 'images.json'} ({images.sha256[:12]}…): make both again with {FIX}."
             )
 
-    def select_channels(self, channels: Literal["all"] | Sequence[str] = "all") -> list[int]:
-        """Rows of the channel axis for these names, in the order asked for.
-
-        Raises:
-            DataError: Names that the store lacks, or named twice.
-        """
-        if channels == "all":
-            return list(range(len(self.ch_names)))
-        unknown = [name for name in channels if name not in self.ch_names]
-        if unknown or len(set(channels)) != len(channels):
-            what = f"asks for {', '.join(unknown)}" if unknown else "names a channel twice"
-            raise DataError(
-                f"data.channels {what}, but {self.path} has each of {', '.join(self.ch_names)} once: correct the names."
-            )
-        return [self.ch_names.index(name) for name in channels]
+    def select_channels(self, channels: Channels = "all") -> list[int]:
+        """Rows of the channel axis for a choice of channels (see `choose_channels`, which also raises)."""
+        return [self.ch_names.index(name) for name in choose_channels(channels, self.ch_names, self.path)]
 
     def select_window(self, window: Sequence[float] | None = None) -> slice:
         """Samples with start ≤ t < stop (seconds from picture onset), as a slice of the time axis.
@@ -165,20 +146,24 @@ class TrialStore:
         self,
         partition: Literal["train", "test"],
         *,
-        channels: Literal["all"] | Sequence[str] = "all",
+        channels: Channels = "all",
         window: Sequence[float] | None = None,
+        sessions: Sessions = "all",
+        repetitions: Repetitions = "all",
         verify: bool = False,
     ) -> Partition:
         """Map one partition's files, and only those.
 
         Args:
             partition: Which.
-            channels: Names, in the order wanted, or "all".
+            channels: See `choose_channels`.
             window: [start, stop) in seconds from picture onset; default: all samples.
+            sessions: See `kept_trials`.
+            repetitions: See `kept_trials`.
             verify: Also hash the files (seconds per GB).
 
         Raises:
-            DataError: A file is missing, truncated or not what the header says; a channel or the window is not there.
+            DataError: A file is missing, truncated or not what the header says; what is asked for is not there.
         """
         chosen, samples = self.select_channels(channels), self.select_window(window)
         eeg = self._open(f"{partition}_eeg.npy", verify)
@@ -191,7 +176,9 @@ class TrialStore:
             )
         names = [self.ch_names[i] for i in chosen]
         path = self.path / f"{partition}_eeg.npy"
-        return Partition(eeg, index, np.array(session), chosen, samples, path, names, self.images)
+        session = np.array(session)
+        keep = kept_trials(session, sessions, repetitions, path)
+        return Partition(eeg, index, session, chosen, samples, path, names, self.images, keep)
 
     def _open(self, name: str, verify: bool = False) -> np.ndarray:
         return open_array(self.path / name, self.header["files"].get(name), fix=FIX, verify=verify)
@@ -201,12 +188,14 @@ class TrialStoreWriter:
     """Streams trials into a store; `header.json` comes last, so a killed writer leaves nothing that looks finished.
 
     Use as a context manager: leaving the block normally finishes the store, an exception removes what was written.
+    With a `claim`, an interrupt (or a kill) leaves the rows for the next writer of the same claim, which goes on there.
 
     Args:
         path: The store's folder.
         set: Name of the set.
         subject: 1, 2, …
-        unit: "uV" or "mvnn" (unitless after multivariate noise normalisation).
+        unit: "uV", "mvnn" (unitless after multivariate noise normalisation), "fT" or "zscore" (unitless, divided by the
+            standard deviation of the baseline).
         sfreq: Samples per second.
         tmin: Time of the first sample in seconds from picture onset.
         n_times: Samples per trial.
@@ -216,6 +205,7 @@ class TrialStoreWriter:
         images: The set's picture list; its hash is stored under `sources`.
         counts: Partition to (n_images, n_repetitions).
         dtype: Stored type.
+        claim: What the rows depend on, as JSON; partial rows that another writer left under the same claim are kept.
     """
 
     def __init__(
@@ -234,8 +224,9 @@ class TrialStoreWriter:
         images: ImageSet,
         counts: Mapping[str, tuple[int, int]],
         dtype: str = "float16",
+        claim: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._claim = Path(path), claim
         check_channels(set, ch_names, self.path)
         self._header: dict[str, Any] = {
             "schema": SCHEMA,
@@ -250,12 +241,26 @@ class TrialStoreWriter:
             "sources": {**sources, "images_sha256": images.sha256},
         }
         (self.path / HEADER).unlink(missing_ok=True)  # from now on there is no finished store here
+        same = claim is not None and read_claim(self.path) == claim
+        if not same:
+            (self.path / CLAIM).unlink(missing_ok=True)
         self._eeg = {
-            name: NpyStream(self.path / f"{name}_eeg.npy", (*shape, len(ch_names), n_times), dtype)
+            name: NpyStream(self.path / f"{name}_eeg.npy", (*shape, len(ch_names), n_times), dtype, resume=same)
             for name, shape in counts.items()
         }
+        if claim is not None:  # only now: the streams have dropped whatever another claim left
+            write_json(self.path / CLAIM, claim)
         self._index: dict[str, list[np.ndarray]] = {name: [] for name in counts}
         self._session: dict[str, list[np.ndarray]] = {name: [] for name in counts}
+
+    def rows(self, partition: str) -> int:
+        """Rows of EEG written so far; at the start, those of a killed writer."""
+        return self._eeg[partition].rows
+
+    def keep(self, partition: str, image_index: np.ndarray, session: np.ndarray) -> None:
+        """Say what the rows show that a killed writer left; (rows,) and (rows, n_repetitions)."""
+        self._index[partition].append(np.asarray(image_index, dtype=np.int32))
+        self._session[partition].append(np.asarray(session, dtype=np.int16))
 
     def append(self, partition: str, eeg: np.ndarray, image_index: np.ndarray, session: np.ndarray) -> None:
         """Add k pictures.
@@ -275,8 +280,7 @@ class TrialStoreWriter:
                 f"{session.shape}, which must share their first axes."
             )
         self._eeg[partition].append(eeg)
-        self._index[partition].append(np.asarray(image_index, dtype=np.int32))
-        self._session[partition].append(np.asarray(session, dtype=np.int16))
+        self.keep(partition, image_index, session)
 
     def close(self) -> None:
         """Finish every file, then write the header.
@@ -290,11 +294,22 @@ class TrialStoreWriter:
             for part, blocks in (("image_index", self._index[name]), ("session", self._session[name])):
                 files[f"{name}_{part}.npy"] = save_array(self.path / f"{name}_{part}.npy", np.concatenate(blocks))
         write_json(self.path / HEADER, {**self._header, "files": files})
+        (self.path / CLAIM).unlink(missing_ok=True)
 
     def abort(self) -> None:
         """Remove what was written so far."""
         for stream in self._eeg.values():
             stream.discard()
+            stream.path.unlink(missing_ok=True)
+        for name in self._eeg:
+            for part in ("image_index", "session"):
+                (self.path / f"{name}_{part}.npy").unlink(missing_ok=True)
+        (self.path / CLAIM).unlink(missing_ok=True)
+
+    def suspend(self) -> None:
+        """Close the files and leave what was written for the next writer of this claim."""
+        for stream in self._eeg.values():
+            stream.close()
 
     def __enter__(self) -> "TrialStoreWriter":
         """Start writing."""
@@ -303,12 +318,26 @@ class TrialStoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the store, or remove the partial files after an exception."""
+        """Finish the store, or remove the partial files after an exception (an interrupt leaves them to a claim)."""
         if kind is not None:
-            self.abort()
+            self._give_up(kind)
             return
         try:
             self.close()
-        except BaseException:
-            self.abort()
+        except BaseException as failure:
+            self._give_up(type(failure))
             raise
+
+    def _give_up(self, kind: type[BaseException]) -> None:
+        if self._claim is None or issubclass(kind, Exception):
+            self.abort()
+        else:
+            self.suspend()
+
+
+def read_claim(path: Path) -> Any:
+    """What an unfinished store was made from, or None."""
+    try:
+        return json.loads((path / CLAIM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

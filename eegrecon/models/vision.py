@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eegrecon.artifacts import sha256_file
-from eegrecon.errors import DataError
+from eegrecon.errors import ConfigError, DataError
 from eegrecon.models.packaged import (
     EFFLITE_MEAN,
     EFFLITE_STD,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 POCKET_DIM = 256
 POCKET_SIZE = 128  # pixels; the pocket pictures' own size, so nothing is resampled
 HEADS = "heads.safetensors"
+# What EEG_Image_decode embeds with (atm.md 3; eegdatasets_leaveone.py:20 @49cb3a2).
+DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-H-14", "laion2b_s32b_b79k"
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -81,6 +83,11 @@ class ClipModel:
             "dim": self.dim,
             "scaling_factor": 1.0,
         }
+
+    def to(self, device: Any) -> ClipModel:
+        """Move the network; returns itself."""
+        self.model.to(device)
+        return self
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Embed pictures; float32 ``(n, dim)``, not L2-normalised."""
@@ -199,23 +206,90 @@ def load_pocket_clip(heads: str = "") -> ClipModel:
     return ClipModel(model, preprocess, tokenizer, "pocket_clip", f"pocket-{sha256[:8]}", sha256, POCKET_DIM)
 
 
-def load_open_clip(model: str = "ViT-H-14", pretrained: str = "laion2b_s32b_b79k") -> ClipModel:
-    """Load a published open_clip model by architecture and weights tag (or a local weight file).
+def load_open_clip(
+    model: str = DEFAULT_MODEL, pretrained: str | None = DEFAULT_WEIGHTS, weights_tag: str = ""
+) -> ClipModel:
+    """Load a published open_clip model, or one in a folder.
+
+    Args:
+        model: Architecture, such as "ViT-H-14"; or "local-dir:FOLDER" or "hf-hub:OWNER/NAME", which bring their own
+            weights.
+        pretrained: Weights tag or local weight file of a named architecture; null for a folder or hub model.
+        weights_tag: What the store calls the weights; "" takes the tag, or the file's name and hash.
 
     Raises:
-        DataError: the weights are not on this machine and cannot be fetched.
+        ConfigError: `pretrained` is named for a model that brings its own, or missing for one that does not.
+        DataError: The weights are not on this machine and cannot be fetched.
     """
     import open_clip
 
+    own = model.startswith(("local-dir:", "hf-hub:"))
+    if own and pretrained in (DEFAULT_WEIGHTS, ""):  # the default belongs to the default model alone
+        pretrained = None
+    if own == bool(pretrained):
+        tags = [] if own else open_clip.list_pretrained_tags_by_model(model)
+        cure = (
+            "set pretrained to null"
+            if own
+            else f"set pretrained to a weight file or to one of {', '.join(tags) or '(none known)'}"
+        )
+        raise ConfigError(
+            f"the model {model} comes {'with its own weights' if own else 'without weights'}, but pretrained is "
+            f"{pretrained!r}: {cure}."
+        )
     try:
-        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained)
+        with _quiet():
+            network, preprocess = open_clip.create_model_from_pretrained(model, pretrained=pretrained)
+            tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:
         raise DataError(
-            f"open_clip cannot load {model} ({pretrained}): {str(error).splitlines()[0]}; "
+            f"open_clip cannot load {model} ({pretrained}): {_first_line(error)}; "
             f"on a machine with network run `python -c \"import open_clip; open_clip.create_model('{model}', "
             f"pretrained='{pretrained}')\"` and copy its cache (~/.cache/huggingface), or give a local weight file "
             "as targets.<name>.model.args.pretrained"
         ) from error
-    dim = int(open_clip.get_model_config(model)["embed_dim"])
-    tokenizer = open_clip.get_tokenizer(model)
-    return ClipModel(network.eval().requires_grad_(False), preprocess, tokenizer, model, pretrained, "", dim)
+    weights = open_clip_weights(model, pretrained)
+    sha256 = sha256_file(weights) if weights is not None else ""
+    tag = weights_tag or (f"{weights.stem}-{sha256[:8]}" if weights is not None else pretrained or "hub")
+    network = network.eval().requires_grad_(False)
+    name = model.partition(":")[2].rstrip("/").rpartition("/")[2] if own else model
+    return ClipModel(network, preprocess, tokenizer, name, tag, sha256, _embedding_size(network))
+
+
+def open_clip_weights(model: str, pretrained: str | None) -> Path | None:
+    """The local weight file that `load_open_clip` would read; None for weights that open_clip fetches by tag."""
+    if model.startswith("local-dir:"):
+        from open_clip.factory import _find_checkpoint_in_dir  # which of several files is open_clip's own choice
+
+        found = _find_checkpoint_in_dir(Path(model.partition(":")[2]))
+        return Path(found) if found else None
+    return Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+
+
+def at_hand(model: str, pretrained: str) -> bool:
+    """Whether `load_open_clip` would find these weights on this machine without fetching anything."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    if model.startswith("local-dir:") or Path(pretrained).is_file():
+        return True
+    tags = open_clip.get_pretrained_cfg(model, pretrained) if model in open_clip.list_models() else {}
+    repository, _, file = tags.get("hf_hub", "").rpartition("/")
+    names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    if repository and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
+        return True
+    url = tags.get("url", "")
+    return bool(url) and (Path.home() / ".cache" / "clip" / url.rpartition("/")[2]).is_file()
+
+
+def _embedding_size(network: Any) -> int:
+    import torch
+
+    size = network.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.inference_mode():
+        return int(network.encode_image(torch.zeros(1, 3, height, width)).shape[-1])
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,18 +7,23 @@ target leaves the others up to date, and a killed run goes on behind the last pi
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from eegrecon.artifacts import Manifest, new_manifest, open_stage, read_manifest, sha256_file, write_manifest
-from eegrecon.config import TARGET_MODELS, Choice, TargetSpec, config_hash, to_yaml
+from eegrecon.config import config_hash, to_yaml
+from eegrecon.data.feature_files import FeatureFiles
 from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import IMAGES_JSON, target_dir
 from eegrecon.data.targets import CLAIM, HEADER, TargetStore, TargetStoreWriter
-from eegrecon.errors import ConfigError, DataError
-from eegrecon.registry import resolve
+from eegrecon.errors import DataError
 from eegrecon.stages.progress import progress_bars
+from eegrecon.stages.target_import import spot_check
+from eegrecon.stages.target_plan import Plan, build, plans, source_files
+from eegrecon.stages.target_rows import Batch, batches, devices, encoded
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,94 +48,113 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
 
     Raises:
         ArtifactError: A store of another config, other pictures or other weights is there.
-        ConfigError: A model's arguments or kind do not fit, or no target is named.
-        DataError: Pictures or weights are missing, or a model gives values that are not finite.
+        ConfigError: A model's arguments or kind do not fit, keys contradict each other, no target is named, or there
+            are fewer devices than asked for.
+        DataError: Pictures or weights are missing, a model gives values that are not finite, or imported features are
+            not those of these pictures.
     """
     directory = Path(directory)
-    if not cfg.targets:
-        raise ConfigError("extract-targets has nothing to do: name at least one target under targets.")
-    for name, spec in cfg.targets.items():
-        if spec.kind == "text":
-            raise ConfigError(f"targets.{name}.kind is text, which comes with issue 5: use image or vae_latent.")
+    wanted = plans(cfg.targets)
+    places = devices(cfg.hardware.accelerator, cfg.hardware.devices)
     images = ImageSet.from_root(directory)
     with progress_bars() as progress:
-        for name, spec in cfg.targets.items():
-            manifest = _extract(cfg, name, spec, images, command, overwrite, progress)
+        for plan in wanted:
+            manifest = _extract(cfg, plan, images, places, command, overwrite, progress)
     return manifest
 
 
 def _extract(
-    cfg: Any, name: str, spec: TargetSpec, images: ImageSet, command: str, overwrite: bool, progress: Progress
+    cfg: Any, plan: Plan, images: ImageSet, places: list[str], command: str, overwrite: bool, progress: Progress
 ) -> Manifest:
     started = time.monotonic()
-    # A store's identity is its own entry; how many pictures go through the network at once is no part of it.
-    own: dict[str, Any] = {"data": {"set": cfg.data.set}, "target": {"name": name, **asdict(spec)}}
-    identity = {**own, "target": {key: value for key, value in own["target"].items() if key != "batch_size"}}
+    identity = plan.identity(cfg.data.set)
     inputs = {"images": {"path": str(images.set_root / IMAGES_JSON), "manifest_sha256": images.sha256}}
-    if (weights := _weights_file(spec.model)) is not None and weights.is_file():
-        inputs["weights"] = {"path": str(weights), "manifest_sha256": sha256_file(weights)}
-    home = target_dir(images.set_root, name)
-    task = progress.add_task(f"targets {name}", total=len(images))
-    if open_stage(home, STAGE, config_hash(identity), to_yaml(own), inputs, overwrite) == "up_to_date":
+    for name, path in source_files(plan.spec.model).items():
+        inputs[name] = {"path": str(path), "manifest_sha256": sha256_file(path)}
+    home = target_dir(images.set_root, plan.name)
+    task = progress.add_task(f"targets {plan.name}", total=len(images))
+    own = to_yaml(plan.config(cfg.data.set))
+    if open_stage(home, STAGE, config_hash(identity), own, inputs, overwrite) == "up_to_date":
         progress.update(task, completed=len(images))
         return read_manifest(home, verify=False)
     if overwrite:
         (home / CLAIM).unlink(missing_ok=True)  # start from nothing, not behind the partial rows
-    model = resolve(TARGET_MODELS, spec.model)
-    if model.kind != spec.kind:
-        raise ConfigError(
-            f"targets.{name}.kind is {spec.kind!r}, but the model {spec.model.name!r} gives {model.kind!r}: mend it."
-        )
-    _write(home, model, spec, images, progress, task)
+    model = build(plan)
+    checked = {}
+    if isinstance(model, FeatureFiles):
+        shape = model.check(images, plan.spec.kind)
+        checked["spot_check"] = spot_check(model, images, plan)
+        if "why" in checked["spot_check"]:
+            progress.console.print(f"targets {plan.name}: no row was compared: {checked['spot_check']['why']}.")
+        header = model.header(plan.spec.kind)
+    else:
+        shape = tuple(model.shape) if hasattr(model, "shape") else (int(model.dim),)
+        header = {key: value for key, value in model.header().items() if key != "dim"}
+    header |= {"kind": plan.spec.kind, "blur": plan.blur.header()}
+    if plan.spec.kind == "text":
+        header |= {"prompt": plan.spec.prompt, "transform": None}
+    _write(home, model, plan, images, header, shape, places, progress, task)
     store = TargetStore(home, images)
     manifest = new_manifest(
         STAGE,
         command=command,
         config_hash=config_hash(identity),
         seed=cfg.seed,
-        data={"set": cfg.data.set, "n_images": {p: len(store.open(p)[1]) for p in ("train", "test")}},
+        data={"set": cfg.data.set, "n_images": {p: len(store.open(p)[1]) for p in ("train", "test")}, **checked},
         interface=store.interface(),
         inputs=inputs,
         outputs={file: {} for file in FILES},
+        device=places[0].partition(":")[0],
         wall_seconds=round(time.monotonic() - started, 1),
     )
     return write_manifest(home, manifest)
 
 
-def _write(home: Path, model: Any, spec: TargetSpec, images: ImageSet, progress: Progress, task: TaskID) -> None:
-    shape = tuple(model.shape) if hasattr(model, "shape") else (int(model.dim),)
-    header = {key: value for key, value in model.header().items() if key != "dim"}
-    writer = TargetStoreWriter(home, images, {"kind": spec.kind, **header}, shape)
+def _write(
+    home: Path,
+    model: Any,
+    plan: Plan,
+    images: ImageSet,
+    header: dict[str, Any],
+    shape: tuple[int, ...],
+    places: list[str],
+    progress: Progress,
+    task: TaskID,
+) -> None:
+    writer = TargetStoreWriter(home, images, header, shape, plan.spec.dtype)
     try:
-        for partition, index in (("train", images.train_index), ("test", images.test_index)):
-            done = writer.done(partition)
-            progress.advance(task, done)
-            for start in range(done, len(index), spec.batch_size):
-                pictures = [images.load(int(i)) for i in index[start : start + spec.batch_size]]
-                values = model.encode(pictures)
-                if values.shape != (len(pictures), *shape):
-                    raise DataError(
-                        f"The model {spec.model.name!r} gave an array of shape {values.shape} for {len(pictures)} "
-                        f"pictures, expected {(len(pictures), *shape)}: this is a fault of the model's loader."
-                    )
-                writer.append(partition, values)
-                progress.advance(task, len(pictures))
+        done = {partition: writer.done(partition) for partition in ("train", "test")}
+        progress.advance(task, sum(done.values()))
+        todo = batches(images, plan.spec.batch_size, done)
+        rows = _rows(model, plan, images, todo, places)
+        for batch, values in zip(todo, rows, strict=True):
+            expected = (batch.stop - batch.start, *shape)
+            if values.shape != expected:
+                raise DataError(
+                    f"The model {plan.spec.model.name!r} gave an array of shape {values.shape} for {expected[0]} "
+                    f"pictures, expected {expected}: this is a fault of the model's loader."
+                )
+            writer.append(batch.partition, values[batch.skip - batch.start :])
+            progress.advance(task, batch.stop - batch.skip)
     except BaseException:
         writer.suspend()
         raise
     writer.close()
 
 
-def _weights_file(choice: Choice) -> Path | None:
-    """The weight file whose change makes a store out of date, where there is a local one."""
-    if choice.name == "pocket_clip":
-        from eegrecon.models.vision import pocket_heads_file
+def _rows(model: Any, plan: Plan, images: ImageSet, todo: list[Batch], places: list[str]) -> Iterator[np.ndarray]:
+    if isinstance(model, FeatureFiles):
+        return (model.rows(images, plan.spec.kind, batch.partition, batch.start, batch.stop) for batch in todo)
+    if plan.spec.kind == "text":
+        return _texts(model.to(places[0]), plan, images, todo)
+    return encoded(plan, model, images, todo, places)
 
-        return Path(choice.args.get("heads") or pocket_heads_file())
-    if choice.name == "sdxl_vae":
-        from eegrecon.models.generators.latents import WEIGHTS
-        from eegrecon.models.generators.sdxl import POCKET_DIRECTORY
 
-        base = choice.args.get("base", "pocket")
-        return (POCKET_DIRECTORY if base == "pocket" else Path(base)) / "vae" / WEIGHTS
-    return None
+def _texts(model: Any, plan: Plan, images: ImageSet, todo: list[Batch]) -> Iterator[np.ndarray]:
+    """One row a picture, its concept's; every concept goes through the network once, so its rows are equal."""
+    numbers, first = np.unique(images.concept_index, return_index=True)
+    texts = [plan.text(images.concept_of(int(index))) for index in first]
+    size = plan.spec.batch_size
+    table = np.concatenate([model.encode_texts(texts[at : at + size]) for at in range(0, len(texts), size)])
+    for batch in todo:
+        yield table[np.searchsorted(numbers, images.concept_index[batch.index(images)])]

@@ -1,4 +1,4 @@
-"""`prepare-data`: draw the pocket pictures, show them to simulated subjects, write their trial stores.
+"""`prepare-data`: make a set's picture list and its subjects' trial stores, from the source that the config names.
 
 `directory` is the set's folder `<root>/<set>`. Each subject's store `trials/sub-XX` is a stage directory of its own:
 its manifest comes last, and one subject's store does not depend on which others were asked for.
@@ -6,229 +6,36 @@ its manifest comes last, and one subject's store does not depend on which others
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from eegrecon.artifacts import Manifest
+from eegrecon.errors import ConfigError
 
-from eegrecon.artifacts import (
-    Manifest,
-    atomic_write,
-    new_manifest,
-    open_stage,
-    read_manifest,
-    write_json,
-    write_manifest,
-)
-from eegrecon.config import config_hash, to_yaml
-from eegrecon.data.images import ImageSet, build_images_json
-from eegrecon.data.layout import IMAGES_FOLDER, subject_name, trial_dir
-from eegrecon.data.npy import save_array
-from eegrecon.data.trials import TrialStoreWriter
-from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.packaged import efficientnet_lite, efflite_features
-from eegrecon.pocket.brain import CH_NAMES, N_TIMES, SFREQ, BrainParams, SimulatedSubject, simulate_subject
-from eegrecon.pocket.pictures import RECIPE, Recipe, chosen, render_set
-from eegrecon.pocket.truth import RECORD
-from eegrecon.stages.progress import progress_bars
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-STAGE = "prepare-data"
-POCKET = "pocket"  # the only set this stage makes so far; its name also fixes the channels a store must have
-EYE_PIXELS = 48  # side of the pictures that the early areas see; their grids are 6 and 4 cells
-SHAPE_LEVEL, SHAPE_PIXELS = 1, 128  # EfficientNet-Lite1 drives the late areas; the pocket CLIP is built on Lite0
-BLOCK_TRIALS = 160  # trials in memory at once: 10 MB
-SESSIONS = 4  # as in THINGS-EEG2; repetitions are dealt to them in order
-SPARE_BYTES = 200_000_000  # pictures, cached features, ground truth
+POCKET = "pocket"
 
 
 def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> Manifest:
-    """Make the pictures, `images.json` and the trial store of every subject in `cfg.data.subjects`.
+    """Make the trial store of every subject in `cfg.data.subjects` (pocket: the pictures too).
 
     Args:
-        cfg: a `PrepareDataConfig`.
-        directory: the set's folder `<root>/<set>`.
-        command: the command line, for the manifests.
-        overwrite: replace stores and pictures that were made with another config.
+        cfg: A `PrepareDataConfig`.
+        directory: The set's folder `<root>/<set>`.
+        command: The command line, for the manifests.
+        overwrite: Replace what was made with another config or from other files.
 
     Returns:
         The manifest of the last subject.
 
     Raises:
-        ArtifactError: a store of another config is there.
-        ConfigError: the set cannot be made by this stage, or a subject's number is below 1.
-        DataError: the disk is too small, or pictures of another recipe are there.
+        ArtifactError: A store of another config or of other files is there.
+        ConfigError: The source's arguments or the set do not fit, or a subject's number is below 1.
+        DataError: The source's files or the pictures are missing or damaged, or the disk is too small.
     """
-    directory = Path(directory)
-    if cfg.data.set != POCKET:
-        raise ConfigError(
-            f"prepare-data makes the set 'pocket' only, but data.set is {cfg.data.set!r}: set it to pocket."
-        )
     if not cfg.data.subjects or min(cfg.data.subjects) < 1:
         raise ConfigError(f"data.subjects must list one or more numbers from 1, but it is {list(cfg.data.subjects)}.")
-    _check_disk(cfg, directory, overwrite)
-    with progress_bars() as progress:
-        images = _pictures(cfg, directory, overwrite, progress)
-        for subject in cfg.data.subjects:
-            manifest = _subject(cfg, directory, subject, images, command, overwrite, progress)
-    return manifest
-
-
-def _pictures(cfg: Any, directory: Path, overwrite: bool, progress: Progress) -> ImageSet:
-    root = directory / IMAGES_FOLDER
-    recipe = asdict(cfg.pictures)
-    if overwrite and root.exists() and not _same_recipe(root, recipe):
-        shutil.rmtree(root)
-    task = progress.add_task("pictures", total=None)
-    render_set(root, **recipe, progress=lambda done, total: progress.update(task, completed=done, total=total))
-    shutil.copyfile(root / "ATTRIBUTION.md", directory / "ATTRIBUTION.md")
-    images = build_images_json(directory)
-    progress.update(task, completed=len(images), total=len(images))
-    return images
-
-
-def _same_recipe(root: Path, recipe: dict[str, Any]) -> bool:
-    file = root / RECIPE
-    return file.is_file() and json.loads(file.read_text()) == asdict(Recipe(**recipe))
-
-
-def _subject(
-    cfg: Any, directory: Path, subject: int, images: ImageSet, command: str, overwrite: bool, progress: Progress
-) -> Manifest:
-    started = time.monotonic()
-    # A store's identity is its own subject, the pictures and the brain's constants, not the other subjects asked for.
-    own = replace(cfg, data=replace(cfg.data, subjects=[subject]))
-    params = BrainParams(gain=cfg.brain.gain)
-    constants = hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()
-    inputs = {
-        "images.json": {"path": "../../images.json", "manifest_sha256": images.sha256},
-        "brain": {"path": "eegrecon.pocket.brain_params", "manifest_sha256": constants},
-    }
-    home = trial_dir(directory, subject)
-    task = progress.add_task(f"{subject_name(subject)}: trials", total=1)
-    if open_stage(home, STAGE, config_hash(own), to_yaml(own), inputs, overwrite) == "up_to_date":
-        progress.update(task, completed=1)
-        return read_manifest(home, verify=False)
-    for old in [home / "header.json", *home.glob("*.npy"), *home.glob(".*.partial")]:
-        old.unlink(missing_ok=True)  # so that a replaced store needs no second GB
-    eye, shape = _brain_inputs(directory / "cache", images, progress)
-    train_mask = np.zeros(len(images), dtype=bool)
-    train_mask[images.train_index] = True
-    brain = simulate_subject(subject, eye, shape, train_mask, params)
-    truth = _write_truth(directory / "truth" / subject_name(subject), brain)
-    _write_trials(home, cfg, brain, images, progress, task)
-    manifest = new_manifest(
-        STAGE,
-        command=command,
-        config_hash=config_hash(own),
-        seed=cfg.seed,
-        inputs=inputs,
-        data={
-            "set": cfg.data.set, "subjects": [subject], "ch_names": list(CH_NAMES), "sfreq": SFREQ, "n_times": N_TIMES,
-            "window": [0.0, N_TIMES / SFREQ], "unit": "uV", "truth": truth,
-        },
-        outputs={
-            "header.json": {},
-            **{f"{side}_{part}.npy": {} for side in ("train", "test") for part in ("eeg", "image_index", "session")},
-        },
-        wall_seconds=round(time.monotonic() - started, 1),
-    )  # fmt: skip
-    return write_manifest(home, manifest)
-
-
-def _write_trials(
-    home: Path, cfg: Any, brain: SimulatedSubject, images: ImageSet, progress: Progress, task: Any
-) -> None:
-    plan = {
-        "train": (images.train_index, cfg.brain.train_repetitions),
-        "test": (images.test_index, cfg.brain.test_repetitions),
-    }
-    progress.update(task, completed=0, total=sum(len(index) * repetitions for index, repetitions in plan.values()))
-    with TrialStoreWriter(
-        home,
-        set=cfg.data.set,
-        subject=brain.subject,
-        unit="uV",
-        sfreq=SFREQ,
-        tmin=0.0,
-        n_times=N_TIMES,
-        ch_names=CH_NAMES,
-        preprocessing={"baseline": [-0.2, 0.0], "reference": "infinity", "filter": None},
-        sources={"simulated": "eegrecon.pocket.brain", "gain": brain.params.gain},
-        images=images,
-        counts={side: (len(index), repetitions) for side, (index, repetitions) in plan.items()},
-    ) as writer:
-        for side, (index, repetitions) in plan.items():
-            session = 1 + np.arange(repetitions) * SESSIONS // repetitions
-            step = max(1, BLOCK_TRIALS // repetitions)
-            for start in range(0, len(index), step):
-                block = index[start : start + step]
-                writer.append(side, brain.trials(block, repetitions), block, np.tile(session, (len(block), 1)))
-                progress.advance(task, len(block) * repetitions)
-
-
-def _write_truth(home: Path, brain: SimulatedSubject) -> dict[str, str]:
-    """Write the ground truth (readable with numpy and json alone); returns file name to sha256."""
-    record = brain.truth()
-    arrays = record.pop("arrays")
-    home.mkdir(parents=True, exist_ok=True)
-    hashes = {f"{name}.npy": save_array(home / f"{name}.npy", array)["sha256"] for name, array in arrays.items()}
-    # The factors give every picture's noise-free signal exactly; the test pictures' is also there as it is, in uV.
-    test = np.flatnonzero(~brain.train_mask)
-    hashes["noise_free_test.npy"] = save_array(
-        home / "noise_free_test.npy", brain.clean(test).astype(np.float16)
-    )["sha256"]  # fmt: skip
-    write_json(home / RECORD, record)
-    return hashes
-
-
-def _brain_inputs(cache: Path, images: ImageSet, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """What the simulated eye and its shape areas get: pictures ``(n, 48, 48, 3)`` uint8, features ``(n, 1280)``."""
-    from PIL import Image
-
-    names = [cache / f"{what}-{images.sha256[:16]}.npy" for what in (f"rgb{EYE_PIXELS}", f"efflite{SHAPE_LEVEL}")]
-    if all(name.is_file() for name in names):
-        eye, shape = (np.load(name, allow_pickle=False) for name in names)
-        return eye, shape
-    task = progress.add_task("EfficientNet-Lite1 features", total=len(images))
-    model = efficientnet_lite(SHAPE_LEVEL)
-    eyes, shapes = [], []
-    for start in range(0, len(images), 64):
-        pictures = [images.load(i) for i in range(start, min(start + 64, len(images)))]
-        small = [picture.resize((EYE_PIXELS, EYE_PIXELS), Image.Resampling.BOX) for picture in pictures]
-        eyes.append(np.stack([np.asarray(picture) for picture in small]))
-        shapes.append(efflite_features(model, pictures, SHAPE_PIXELS))
-        progress.advance(task, len(pictures))
-    found = np.concatenate(eyes), np.concatenate(shapes).astype(np.float32)
-    for name, array in zip(names, found, strict=True):
-        with atomic_write(name) as file:
-            np.save(file, array, allow_pickle=False)
-    return found
-
-
-def _check_disk(cfg: Any, directory: Path, overwrite: bool) -> None:
-    """Refuse before anything is written when the stores asked for do not fit on the disk.
-
-    Raises:
-        DataError: says how much is needed and how much is free.
-    """
-    waiting = [s for s in cfg.data.subjects if overwrite or not (trial_dir(directory, s) / "manifest.json").is_file()]
-    train = len(chosen("train", cfg.pictures.train_concepts)) * cfg.pictures.exemplars * cfg.brain.train_repetitions
-    test = len(chosen("test", cfg.pictures.test_concepts)) * cfg.brain.test_repetitions
-    each = (train + test) * len(CH_NAMES) * N_TIMES * 2
-    old = sum(file.stat().st_size for s in waiting for file in trial_dir(directory, s).glob("*.npy"))
-    needed = len(waiting) * each + SPARE_BYTES - old
-    place = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if waiting and free < needed:
-        raise DataError(
-            f"prepare-data needs {needed / 1e9:.1f} GB under {directory} for {len(waiting)} subject(s), but the disk "
-            f"has {free / 1e9:.1f} GB free: make room, choose another data.root, or ask for fewer subjects."
-        )
+    if cfg.source.name == POCKET:
+        from eegrecon.stages.prepare_pocket import run as prepare
+    else:
+        from eegrecon.stages.prepare_recordings import run as prepare
+    return prepare(cfg, directory=Path(directory), command=command, overwrite=overwrite)

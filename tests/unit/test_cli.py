@@ -76,6 +76,26 @@ def test_directories(stages, arguments, expected):
     assert stages[0][2] == Path(expected)
 
 
+JOINT = ["data.protocol=joint", "data.subjects=[1,2]"]
+LOSO = ["data.protocol=leave_one_subject_out", "data.subjects=[1,2,3]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train-encoder", "--subject", "2", *LOSO], "runs/pocket/all-but-02/seed-0/encoder"),
+        (["reconstruct", *LOSO, "data.test_subject=3"], "runs/pocket/all-but-03/seed-0/reconstruct"),
+        (["train-prior", "--subject", "2", *JOINT], "runs/pocket/sub-01-02/seed-0/prior"),
+        (["reconstruct", "--subject", "2", *JOINT], "runs/pocket/sub-01-02/seed-0/reconstruct-sub-02"),
+        (["evaluate", "--subject", "1", "--run", "/r", *JOINT], "/r/evaluate-sub-01"),
+    ],
+)
+def test_directories_of_the_other_protocols(stages, arguments, expected):
+    verb, *rest = arguments
+    assert cli.main([verb, "--exp", "pocket", *rest]) == 0
+    assert stages[0][2] == Path(expected)
+
+
 def test_a_config_file_of_ones_own_names_the_run_after_its_folder(stages, tmp_path):
     (tmp_path / "mine").mkdir()
     file = tmp_path / "mine" / "encoder.yaml"
@@ -153,6 +173,18 @@ def test_upstream_makes_the_earlier_stages_with_the_shared_overrides(stages, chi
         ["train-prior", *in_run],
     ]
     assert [call[0] for call in stages] == ["reconstruct"]
+
+
+@pytest.mark.parametrize(("protocol", "all_of_them"), [(LOSO, "[1,2,3]"), (JOINT, "[1,2]")])
+def test_upstream_makes_the_data_of_all_subjects(stages, children, protocol, all_of_them):
+    words = ["--exp", "pocket", "--subject", "2"]
+    assert cli.main(["reconstruct", "--upstream", *words, *protocol]) == 0
+    assert children == [
+        ["prepare-data", "--exp", "pocket", f"data.subjects={all_of_them}"],
+        ["extract-targets", "--exp", "pocket"],
+        ["train-encoder", *words, *protocol],
+        ["train-prior", *words, *protocol],
+    ]
 
 
 def test_upstream_stops_at_the_first_failure(stages, monkeypatch):

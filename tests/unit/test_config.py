@@ -97,6 +97,18 @@ def test_all_problems_are_listed_at_once(file):
         ("data.subjects=[]", "'data.subjects' must name at least one subject"),
         ("data.window=[1,0]", "'data.window' must be [start, stop] in seconds"),
         ("data.channels=[]", "'data.channels' must be all or a list of channel names"),
+        ("data.channels={region: back}", "{region: one or more of frontal, central, parietal, temporal, occipital}"),
+        ("data.channels={area: occipital}", "'data.channels' must be all or a list of channel names"),
+        ("data.repetitions={average: 1}", "'data.repetitions' must be each, average or {average: k} with k from 2"),
+        ("data.repetitions=3", "'data.repetitions' must be each, average or {average: k}"),
+        ("data.sessions=[0]", "'data.sessions' must be all or a list of session numbers from 1"),
+        ("data.sessions=2", "'data.sessions' must be all or a list of session numbers from 1"),
+        ("data.keep_repetitions=0", "'data.keep_repetitions' must be all, a count or a list of numbers from 0"),
+        ("data.protocol=loso", "'data.protocol' is 'loso', which is not known (the choices are: within_subject, leave"),
+        ("data.test_subject=two", "'data.test_subject' must be a whole number or null, but it is 'two'"),
+        ("data.test_subject=1", "'data.test_subject' is 1, but within_subject tests the subject it is trained on"),
+        ("data.protocol=joint", "'data.subjects' must name two or more different subjects for joint, but it is [1]"),
+        ("loader.on_device=maybe", "'loader.on_device' is 'maybe', which is not known (the choices are: auto, True,"),
         ("optim.args=4", "'optim.args' must be a mapping"),
         ("seed=[1", "the value of 'seed=[1' cannot be parsed"),
         ("optim.name=adamww", "did you mean 'adamw'?"),
@@ -107,6 +119,45 @@ def test_one_problem_one_sentence(file, override, expected):
     assert expected in text
     assert text.startswith(f"The train-encoder config from {file} has a problem: ")
     assert "\n" not in text
+
+
+LOSO = ["data.protocol=leave_one_subject_out", "data.subjects=[1,2,3]"]
+
+
+def test_whom_a_protocol_trains_and_tests(file):
+    load = lambda *overrides, subject=None: config.load("train-encoder", None, file, overrides, subject).data  # noqa: E731
+    within = load(subject=7)
+    assert (within.subjects, within.training_subjects, within.tested_subject) == ([7], [7], 7)
+    left = load(*LOSO, subject=2)
+    assert (left.subjects, left.training_subjects, left.tested_subject) == ([1, 2, 3], [1, 3], 2)
+    assert left == load(*LOSO, "data.test_subject=2")
+    assert load(*LOSO, "data.test_subject=2", subject=3).tested_subject == 2  # key=value wins, as everywhere
+    joint = load("data.protocol=joint", "data.subjects=[1,2]", subject=2)
+    assert (joint.training_subjects, joint.test_subject) == ([1, 2], None)
+    assert "'data.test_subject' is 4, which is none of data.subjects (1, 2, 3)" in message(
+        file, *LOSO, "data.test_subject=4"
+    )
+    assert "'data.test_subject' has no value: say which subject is left out (--subject N)" in message(file, *LOSO)
+
+
+def test_who_is_tested_later_does_not_change_a_joint_encoder(file):
+    words = ["data.protocol=joint", "data.subjects=[1,2]"]
+    one, two = (config.load("train-encoder", None, file, words, subject) for subject in (1, 2))
+    assert config.config_hash(one) == config.config_hash(two)
+    with pytest.raises(ConfigError, match=r"'data\.test_subject' is 3, which is none of data\.subjects \(1, 2\)"):
+        config.load("train-encoder", None, file, words, 3)
+    pictures = [config.load("reconstruct", "pocket", None, words, subject) for subject in (1, 2)]
+    assert [cfg.data.tested_subject for cfg in pictures] == [1, 2]
+    assert config.config_hash(pictures[0]) != config.config_hash(pictures[1])
+
+
+def test_choices_of_several_forms_are_taken_as_they_are(file):
+    words = ["data.channels={region: [occipital, parietal]}", "data.repetitions={average: 2}", "data.sessions=[1,3]"]
+    data = config.load("train-encoder", None, file, [*words, "data.keep_repetitions=2"]).data
+    assert data.channels == {"region": ["occipital", "parietal"]}
+    assert (data.repetitions, data.sessions, data.keep_repetitions) == ({"average": 2}, [1, 3], 2)
+    assert type(data.repetitions) is dict
+    assert config.keys_of("train-encoder", "data.repetitions.average")
 
 
 def test_dict_of_dataclasses_is_checked_inside(tmp_path):
@@ -150,7 +201,12 @@ def test_to_yaml_shows_defaults_and_round_trips(file):
 
 def test_hash_ignores_where_and_how_it_looks_and_nothing_else(file):
     cfg = config.load("train-encoder", None, file)
-    same = ["data.root=/elsewhere", "loader.num_workers=4", "trainer.enable_progress_bar=false"]
+    same = [
+        "data.root=/elsewhere",
+        "loader.num_workers=4",
+        "loader.on_device=false",
+        "trainer.enable_progress_bar=false",
+    ]
     assert config.config_hash(config.load("train-encoder", None, file, same)) == config.config_hash(cfg)
     other = config.load("train-encoder", None, file, ["loss.mse=0.2"])
     assert config.config_hash(other) != config.config_hash(cfg)

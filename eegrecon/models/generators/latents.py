@@ -48,6 +48,11 @@ class VaeLatents:
         self.scaling_factor = float(vae.config.scaling_factor)
         self._header = {"model": name, "weights_tag": weights_tag, "weights_sha256": weights_sha256}
 
+    def to(self, device: Any) -> VaeLatents:
+        """Move the network; returns itself."""
+        self.vae.to(device)
+        return self
+
     def header(self) -> dict[str, Any]:
         """Say what the latents are, for a target store."""
         return {
@@ -76,7 +81,8 @@ def load_vae(base: str = "pocket", size: int = 64) -> VaeLatents:
     """Load the autoencoder of an SDXL pipeline folder.
 
     Args:
-        base: "pocket" (ships with the package) or a `StableDiffusionXLPipeline` folder.
+        base: "pocket" (ships with the package), a `StableDiffusionXLPipeline` folder, or a Hugging Face repository that
+            was fetched before, such as "stabilityai/sdxl-turbo".
         size: Height and width pictures are resized to, pixels.
 
     Raises:
@@ -86,13 +92,24 @@ def load_vae(base: str = "pocket", size: int = 64) -> VaeLatents:
     import torch
     from diffusers import AutoencoderKL
 
-    folder = POCKET_DIRECTORY if base == "pocket" else Path(base)
-    weights = folder / "vae" / WEIGHTS
-    if not weights.is_file():
+    weights = vae_file(base)
+    if weights is None or not weights.is_file():
         cure = "run `make pocket-weights`" if base == "pocket" else "name an SDXL pipeline folder as `base`"
-        raise DataError(f"no autoencoder at {weights}; {cure}.")
+        raise DataError(f"no autoencoder at {weights or base}; {cure}.")
+    folder = weights.parent.parent
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32, local_files_only=True)
     sha256 = sha256_file(weights)
-    name = "pocket_sdxl_vae" if base == "pocket" else folder.name
+    name = "pocket_sdxl_vae" if base == "pocket" else Path(base).name
     vae = vae.eval().requires_grad_(False)
     return VaeLatents(vae, size=size, name=name, weights_tag=f"{name}-{sha256[:8]}", weights_sha256=sha256)
+
+
+def vae_file(base: str) -> Path | None:
+    """The weight file that `load_vae` would read; None for a repository that was not fetched."""
+    folder = POCKET_DIRECTORY if base == "pocket" else Path(base)
+    if folder.is_dir() or base.count("/") != 1:
+        return folder / "vae" / WEIGHTS
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(base, f"vae/{WEIGHTS}")
+    return Path(found) if isinstance(found, str) else None

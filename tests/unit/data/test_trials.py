@@ -71,7 +71,7 @@ def test_blocks_cover_every_row_once(tmp_path):
     n = len(eeg)
     part = Partition(eeg, np.arange(n), np.zeros((n, 2)), [0, 1, 2], slice(0, 5), tmp_path, list("abc"))
     rows = np.random.default_rng(1).permutation(n)
-    assert np.concatenate([at for at, _ in part.blocks(rows)]).tolist() == rows.tolist()
+    assert np.concatenate([at for at, _, _ in part.blocks(rows)]).tolist() == rows.tolist()
     assert np.allclose(part.average(rows), eeg[rows].astype(np.float64).mean(1), atol=1e-6)
 
 

@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from eegrecon.artifacts import sha256_file
 from eegrecon.errors import DataError
 from eegrecon.models.packaged import efficientnet_lite, efficientnet_lite_file, efflite_pixels
-from eegrecon.models.vision import POCKET_DIM, load_open_clip, load_pocket_clip, pocket_heads_file
+from eegrecon.models.vision import POCKET_DIM, at_hand, load_open_clip, load_pocket_clip, pocket_heads_file
 from eegrecon.pocket.drawings import concepts, render
+from tests.builders_clip import build_tiny_clip
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,39 @@ def test_real_clip_without_network_says_what_to_fetch(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no route to the hub")
 
-    monkeypatch.setattr("open_clip.create_model_and_transforms", refuse)
+    monkeypatch.setattr("open_clip.create_model_from_pretrained", refuse)
     with pytest.raises(DataError, match=r"open_clip cannot load ViT-H-14 .*no route.*copy its cache"):
         load_open_clip()
+
+
+def test_a_model_in_a_folder_is_loaded_with_its_weights(tmp_path):
+    import open_clip
+
+    name = build_tiny_clip(tmp_path / "mine")
+    clip = load_open_clip(name, None)
+    picture = plain("anchor")
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    with torch.no_grad():
+        oracle = model.eval().encode_image(preprocess(picture)[None]).numpy()
+    assert np.allclose(clip.encode([picture]), oracle, atol=1e-6)
+    assert clip.dim == 24
+    assert clip.name == "mine"
+    assert clip.weights_sha256 == sha256_file(tmp_path / "mine" / "open_clip_model.safetensors")
+    assert clip.weights_tag == f"open_clip_model-{clip.weights_sha256[:8]}"
+    assert load_open_clip(name, None, weights_tag="own").weights_tag == "own"
+    (tmp_path / "mine" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(DataError, match="open_clip cannot load local-dir:"):  # never random weights in silence
+        load_open_clip(name, None)
+
+
+def test_at_hand_looks_and_does_not_fetch(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: None)
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    assert not at_hand("ViT-H-14", "laion2b_s32b_b79k")
+    assert not at_hand("ViT-L-14", "openai")
+    assert not at_hand("no such model", "tag")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: asked.append(a) or "/cache/file")
+    assert at_hand("ViT-H-14", "laion2b_s32b_b79k")
+    assert asked[0] == ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_model.safetensors")
+    assert at_hand(f"local-dir:{tmp_path}", "")

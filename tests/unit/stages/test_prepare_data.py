@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from eegrecon.artifacts import read_manifest
-from eegrecon.config import load
+from eegrecon.config import SOURCES, Choice, config_hash, load, to_dict
 from eegrecon.data import THINGS_EEG2_CHANNELS, ImageSet, TrialStore
 from eegrecon.errors import ArtifactError, ConfigError, DataError
 from eegrecon.pocket.brain import CH_NAMES, BrainParams
 from eegrecon.pocket.noise import NoiseParams
 from eegrecon.pocket.truth import Truth
-from eegrecon.stages import prepare_data
+from eegrecon.registry import check_args, lookup
+from eegrecon.stages import disk, prepare_data, prepare_pocket
 
 TINY = [
     "pictures.train_concepts=3", "pictures.test_concepts=2", "pictures.exemplars=2", "pictures.size=32",
@@ -34,9 +35,9 @@ def fake_features(model, pictures, size, batch_size=64):
 
 def lighten(patch):
     """A small noise bank, and pixels instead of EfficientNet-Lite1."""
-    patch.setattr(prepare_data, "BrainParams", partial(BrainParams, noise=NoiseParams(n_traces=8)))
-    patch.setattr(prepare_data, "efficientnet_lite", lambda level: None)
-    patch.setattr(prepare_data, "efflite_features", fake_features)
+    patch.setattr(prepare_pocket, "BrainParams", partial(BrainParams, noise=NoiseParams(n_traces=8)))
+    patch.setattr(prepare_pocket, "efficientnet_lite", lambda level: None)
+    patch.setattr(prepare_pocket, "efflite_features", fake_features)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_store_truth_and_manifest(made):
 
 def test_a_finished_store_is_left_as_it_is_and_another_subject_is_added(own, monkeypatch):
     before = (own / "trials/sub-01/train_eeg.npy").stat()
-    monkeypatch.setattr(prepare_data, "efflite_features", None)  # the cache must be enough
+    monkeypatch.setattr(prepare_pocket, "efflite_features", None)  # the cache must be enough
     manifest = run(own, "data.subjects=[1,2]")
     after = (own / "trials/sub-01/train_eeg.npy").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
@@ -125,7 +126,7 @@ def test_a_killed_run_leaves_no_header_and_the_next_one_equals_an_uninterrupted_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_data.TrialStoreWriter, "append", killed)
+        patch.setattr(prepare_pocket.TrialStoreWriter, "append", killed)
         with pytest.raises(KeyboardInterrupt):
             run(own)
     assert not (own / "trials/sub-01/manifest.json").exists()
@@ -137,7 +138,7 @@ def test_a_killed_run_leaves_no_header_and_the_next_one_equals_an_uninterrupted_
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda place: usage(1, 1, 1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: usage(1, 1, 1000))
     with pytest.raises(DataError, match=r"needs 0\.2 GB.*0\.0 GB free"):
         run(tmp_path / "data" / "pocket")
     assert not list(tmp_path.iterdir())
@@ -153,3 +154,33 @@ def test_other_sets_and_subjects_below_one_are_refused(tmp_path):
         with pytest.raises(ConfigError, match="data"):
             prepare_data.run(replace(cfg, data=changed), directory=tmp_path / "x", command="test")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": Choice("pocket", {"path": "here"})}, "takes no args"),
+        ({"brain": replace(tiny_config().brain, gain=0.0)}, r"brain\.gain must be above 0"),
+    ],
+)
+def test_the_simulated_brain_refuses_what_it_does_not_know(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare_data.run(replace(tiny_config(), **changes), directory=tmp_path / "x", command="test")
+    assert not (tmp_path / "x").exists()
+
+
+def test_stores_made_before_there_were_sources_stay_up_to_date(made):
+    # Frozen: the hash of the shipped config as it was before the key `source`; a change disowns every store there is.
+    before = "e1de4aef400db0f2d6e18b33c8135667b9392226ea48c9645c9f0b7da5a481f6"
+    for cfg, known in ((load("prepare-data", "pocket"), before), (tiny_config(), made[1].config_hash)):
+        without = to_dict(cfg)
+        del without["source"]
+        assert config_hash(without) == known
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "pocket"])
+def test_every_source_takes_what_the_stage_gives(name):
+    facts = {"subject": 1, "images": None, "work": None}
+    check_args(lookup(SOURCES, name), Choice(name, {"path": "somewhere"}), facts)
+    with pytest.raises(ConfigError, match="'path' has no value"):
+        check_args(lookup(SOURCES, name), Choice(name), facts)

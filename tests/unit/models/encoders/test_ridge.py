@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eegrecon.models.encoders.ridge import Ridge, fit_ridge
+from eegrecon.models.encoders.ridge import Ridge, fit_ridge, fit_ridge_in_blocks
 
 
 def data(n, p, noise=0.0, dim=3):
@@ -40,6 +40,20 @@ def test_the_score_sees_what_the_weights_predict_and_chooses_alpha(n, p):
     assert float((seen[-1] - y).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_blocks_give_what_all_rows_at_once_give(size):
+    x, y = data(40, 9, noise=0.5)
+    x = x * torch.linspace(0.1, 3, 9) + 50  # far from zero: sums of squares nearly cancel
+    options = {"val_x": x[:15], "score": lambda pred: -float((pred - y[:15]).square().mean()), "alphas": [0.01, 0.3]}
+    blocks = zip(x.split(size), y.split(size), strict=True)
+    parts, whole = fit_ridge_in_blocks(blocks, **options), fit_ridge(x.double(), y.double(), **options | {
+        "val_x": x[:15].double()})  # fmt: skip
+    assert parts.alpha == whole.alpha
+    torch.testing.assert_close(parts.weight.double(), whole.weight, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parts.bias.double(), whole.bias, atol=1e-2, rtol=1e-4)
+    assert parts.scores == pytest.approx(whole.scores, rel=1e-4)
+
+
 def test_ties_keep_the_smoother_alpha():
     x, y = data(10, 20)
     assert fit_ridge(x, y, val_x=x, score=lambda pred: 1.0, alphas=[0.1, 10.0]).alpha == 10.0
@@ -60,3 +74,5 @@ def test_bad_alphas_and_constant_inputs_are_refused():
         fit_ridge(x, y, val_x=x, score=lambda pred: 0.0, alphas=[0.0])
     with pytest.raises(ValueError, match="constant"):
         fit_ridge(torch.ones(6, 4), y, val_x=x, score=lambda pred: 0.0)
+    with pytest.raises(ValueError, match="at least one row"):
+        fit_ridge_in_blocks([], val_x=x, score=lambda pred: 0.0)

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.generators.latents import load_vae
+from eegrecon.models.generators.latents import load_vae, vae_file
 from tests.builders_sdxl import tiny_sdxl, tiny_vae
 
 
@@ -35,3 +37,13 @@ def test_errors_say_what_to_do(folder, tmp_path):
         load_vae(str(tmp_path))
     with pytest.raises(ConfigError, match="multiple of 4"):
         load_vae(str(folder), size=18)
+
+
+def test_a_repository_that_was_fetched_before_is_found_in_the_cache(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: asked.append(a) or "/cache/snap/vae/file")
+    assert vae_file("stabilityai/sdxl-turbo") == Path("/cache/snap/vae/file")
+    assert asked == [("stabilityai/sdxl-turbo", "vae/diffusion_pytorch_model.safetensors")]
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: None)
+    with pytest.raises(DataError, match=r"no autoencoder at stabilityai/sdxl-turbo; name an SDXL pipeline folder"):
+        load_vae("stabilityai/sdxl-turbo")
