@@ -127,7 +127,7 @@ def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str
             key = override.partition("=")[0]
             shared = key.split(".")[0] in SHARED and keys_of(verb, key)
             # SEED changes initialisation, order and sampling, never the data or the simulated brain.
-            if shared and (in_run or key != "seed"):
+            if shared and (in_run or key != "seed") and override not in words:
                 words.append(override)
         commands.append(words)
     return commands

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eegrecon.artifacts import load_embeds
 from eegrecon.data.batches import (
     Batch,
     GlobalBatchSampler,
@@ -19,22 +19,27 @@ from eegrecon.data.batches import (
     ShardBatchSampler,
     TrialDataset,
     as_is,
-    generator_of,
+    held_on,
     loader,
+    picture_rows,
     whole,
 )
+from eegrecon.data.eeg_rows import GroupMeans
 from eegrecon.data.images import ImageSet
+from eegrecon.data.layout import trial_dir
 from eegrecon.data.partition import Partition
-from eegrecon.data.rows import channel_moments, rows_of, training_blocks
-from eegrecon.data.splits import Split, gallery_of, make_split
+from eegrecon.data.rows import channel_moments, embedded_rows, permuted_labels, rows_of, training_blocks
+from eegrecon.data.selection import Averaging, Repetitions, Sessions, averaging_of, plain
+from eegrecon.data.splits import Split, check_subjects, full_gallery, gallery_of, make_split
+from eegrecon.data.streams import PERMUTATION, generator_of
 from eegrecon.data.targets import TargetStore
-from eegrecon.data.trials import TrialStore
+from eegrecon.data.trials import Channels, TrialStore
 from eegrecon.errors import ConfigError, DataError
 
 Stage = Literal["encoder", "prior", "reconstruct", "evaluate"]
 STAGES = ("encoder", "prior", "reconstruct", "evaluate")
 TEST_STAGES = ("reconstruct", "evaluate")
-PERMUTATION = 0x5045524D  # keeps the stream that permutes labels apart from the one that shuffles batches
+Part = Literal["train", "val", "test"]
 
 
 class ThingsDataModule(lightning.LightningDataModule):
@@ -54,23 +59,30 @@ class ThingsDataModule(lightning.LightningDataModule):
     of unequal length are padded with repeated rows, which scores drop by (subject, image_index).
 
     Headers, pictures and the split are checked on construction or first use; arrays are read in `setup`. `setup("fit")`
-    and `setup("validate")` open training files only.
+    and `setup("validate")` open training files of the subjects that are trained on, and nothing else.
 
     Args:
         stage: Who asks.
-        images_root: The set's folder (with `images.json`).
-        trial_dirs: Trial stores, one per subject (`data.trial_dir`).
+        images_root: The set's folder (with `images.json` and the trial stores).
+        trial_dirs: Trial stores of the subjects that are trained on (`data.trial_dir`).
         target_dirs: Key in the batch to target store; "image" is the embedding that is predicted.
         val_concepts: How many training concepts validation holds out.
-        protocol: See `data.splits`.
+        protocol: `within_subject`, `leave_one_subject_out` or `joint` (see `DataConfig`).
+        test_subject: Whose test trials are opened by the stages that may; default: those of `trial_dirs`. One that is
+            left out must be named, and its store is opened by no other stage.
         split_seed: See `data.splits`.
-        repetitions: Training trials "each" by itself or their "average"; validation and test are always averaged.
+        repetitions: Training rows are trials ("each"), averages over a picture's trials ("average") or over k of them
+            ({"average": k}, see `GroupMeans`); validation and test are always averaged.
+        sessions: Recording sessions whose trials are used.
+        keep_repetitions: Repetitions that are used: numbers from 0, or k for the first k.
         window: [start, stop) in seconds from picture onset.
-        channels: "all" or names in the order wanted.
+        channels: "all", names in the order wanted, or {"region": one or more regions}.
         l2_normalise: Keys of `target_dirs` whose vectors are divided by their norm.
         batch_size: Rows of one step over all processes.
-        num_workers: Loader processes.
-        seed: The run's seed; decides the order of training rows (and the permutation of labels).
+        num_workers: Loader processes; no batch depends on it.
+        on_device: Whether training and validation rows are put on the trainer's device once ("auto": if they take at
+            most half of its free memory), which changes no batch.
+        seed: The run's seed; decides the order of training rows and the groups of k (and the permutation of labels).
         upstream: For the prior: the encoder's directory, whose `embeds/{train,val}.safetensors` are read.
         permute_labels: The control: pictures are re-assigned by a seeded permutation, among the training pictures and
             among the validation pictures separately; image_index, concept_index and targets follow the new picture.
@@ -89,21 +101,24 @@ class ThingsDataModule(lightning.LightningDataModule):
         target_dirs: Mapping[str, Path],
         val_concepts: int,
         protocol: str = "within_subject",
+        test_subject: int | None = None,
         split_seed: int = 0,
-        repetitions: Literal["each", "average"] = "each",
+        repetitions: Literal["each", "average"] | Mapping[str, int] = "each",
+        sessions: Sessions = "all",
+        keep_repetitions: Repetitions = "all",
         window: Sequence[float] = (0.0, 1.0),
-        channels: Literal["all"] | Sequence[str] = "all",
+        channels: Channels = "all",
         l2_normalise: Sequence[str] = (),
         batch_size: int = 64,
         num_workers: int = 0,
+        on_device: Literal["auto"] | bool = "auto",
         seed: int = 0,
         upstream: Path | None = None,
         permute_labels: bool = False,
     ) -> None:
         super().__init__()
-        for what, value, known in (("stage", stage, STAGES), ("repetitions", repetitions, ("each", "average"))):
-            if value not in known:
-                raise ConfigError(f"The data module's {what} is {value!r}, expected one of {', '.join(known)}.")
+        if stage not in STAGES:
+            raise ConfigError(f"The data module's stage is {stage!r}, expected one of {', '.join(STAGES)}.")
         if stage == "prior" and (upstream is None or "image" not in target_dirs):
             raise ConfigError("The prior's data are the encoder's directory (upstream) and an 'image' target.")
         if unknown := sorted(set(l2_normalise) - set(target_dirs)):
@@ -111,22 +126,32 @@ class ThingsDataModule(lightning.LightningDataModule):
         if not trial_dirs:
             raise ConfigError("The data module needs the trial store of at least one subject.")
         self.stage, self.repetitions, self.batch_size, self.num_workers = stage, repetitions, batch_size, num_workers
-        self.seed, self.upstream, self.permute_labels = seed, upstream, permute_labels
+        self.seed, self.upstream, self.permute_labels, self.on_device = seed, upstream, permute_labels, on_device
+        self._average = averaging_of(repetitions)
         self._split_args = {"protocol": protocol, "val_concepts": val_concepts, "split_seed": split_seed}
         self._selection: dict[str, Any] = {"channels": channels, "window": list(window)}
+        self._selection |= {"sessions": sessions, "repetitions": keep_repetitions}
         self.images = ImageSet.from_root(images_root)
         self.trials = [TrialStore(path, self.images) for path in trial_dirs]
+        self.subjects = [store.subject for store in self.trials]
+        self.test_subjects = self.subjects if test_subject is None else [test_subject]
+        check_subjects(protocol, self.subjects, test_subject)
+        # The store of a subject that is left out is opened here and by nothing else.
+        self.test_trials = self.trials
+        if test_subject is not None and stage in TEST_STAGES:
+            self.test_trials = [TrialStore(trial_dir(images_root, test_subject), self.images)]
         self.targets = {
             key: TargetStore(path, self.images, l2_normalise=key in l2_normalise) for key, path in target_dirs.items()
         }
         self._check_stores_agree()
         self._datasets: dict[str, TrialDataset | RowDataset] = {}
+        self._placed: dict[str, TrialDataset | RowDataset] = {}
         self._moments: tuple[Tensor, Tensor] | None = None
         self._pictures: list[RowDataset] = []
 
     def _check_stores_agree(self) -> None:
         first = self.trials[0]
-        for store in self.trials[1:]:
+        for store in [*self.trials[1:], *self.test_trials]:
             for name in ("set", "unit", "sfreq", "tmin", "ch_names"):
                 mine, other = getattr(first, name), getattr(store, name)
                 if mine != other:
@@ -139,9 +164,6 @@ class ThingsDataModule(lightning.LightningDataModule):
         self.ch_names = [first.ch_names[i] for i in chosen]
         self.n_chans, self.n_times = len(chosen), samples.stop - samples.start
         self.sfreq, self.unit = first.sfreq, first.unit
-        self.subjects = [store.subject for store in self.trials]
-        if len(set(self.subjects)) != len(self.subjects):
-            raise DataError(f"The trial stores are of subjects {self.subjects}: each subject may come only once.")
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -172,17 +194,23 @@ class ThingsDataModule(lightning.LightningDataModule):
         return self._channel_moments()[1]
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest's `data`: set, subjects, channels in order, sampling, window, split with hashes, trials."""
+        """For the manifest's `data`: set, subjects, channels in order, sampling, window, split with hashes, trials.
+
+        `subjects` are those that are trained on, `test_subjects` those whose test trials this is for.
+        """
         return {
             "set": self.trials[0].set,
             "subjects": self.subjects,
+            "test_subjects": self.test_subjects,
             "channels": self.ch_names,
             "n_chans": self.n_chans,
             "sfreq": self.sfreq,
             "window": self._selection["window"],
             "n_times": self.n_times,
             "unit": self.unit,
-            "repetitions": self.repetitions,
+            "repetitions": plain(self.repetitions),
+            "sessions": plain(self._selection["sessions"]),
+            "keep_repetitions": plain(self._selection["repetitions"]),
             "permute_labels": self.permute_labels,
             "images_sha256": self.images.sha256,
             "split": self.split.describe(),
@@ -208,7 +236,7 @@ class ThingsDataModule(lightning.LightningDataModule):
         elif stage == "test":
             self.dataset("test")
 
-    def dataset(self, part: Literal["train", "val", "test"]) -> TrialDataset | RowDataset:
+    def dataset(self, part: Part) -> TrialDataset | RowDataset:
         """The rows of one part, read on first use.
 
         Raises:
@@ -220,23 +248,34 @@ class ThingsDataModule(lightning.LightningDataModule):
             if self.stage == "prior":
                 self._datasets[part] = self._embeds(part)
             elif part == "test":
-                self._datasets[part] = self._trials(self._open("test"), "test", average=True)
+                self._datasets[part] = self.averages("test")
             else:
                 self._read_training()
         return self._datasets[part]
 
-    def averaged(self, part: Literal["train", "val", "test"]) -> Batch:
-        """All pictures of one part with repetitions averaged, as one encoder batch (for closed-form fits)."""
-        if part == "train" and self.repetitions == "each":
-            return whole(self._trials(self._open("train"), "train", average=True))
-        return whole(self.dataset(part))
+    def averages(self, part: Part) -> TrialDataset:
+        """The pictures of one part with repetitions averaged, one row a subject and picture.
+
+        Raises:
+            DataError: As `setup`.
+        """
+        if part == "test":
+            self.setup("predict")  # raises where test data must not be seen
+        found = self._datasets.get(part)
+        if isinstance(found, TrialDataset) and (part != "train" or self._average == "all"):
+            return found
+        return self._trials(self._open("test" if part == "test" else "train"), part, "all")
+
+    def averaged(self, part: Part) -> Batch:
+        """All of `averages` as one encoder batch."""
+        return whole(self.averages(part))
 
     def _read_training(self) -> None:
         partitions = self._open("train")
-        train = self._trials(partitions, "train", average=self.repetitions == "average")
+        train = self._trials(partitions, "train", self._average)
         self._moments = channel_moments(training_blocks(train.eeg, partitions, self.split.train), self.ch_names)
         self._datasets["train"] = train
-        self._datasets["val"] = self._trials(partitions, "val", average=True)
+        self._datasets["val"] = self._trials(partitions, "val", "all")
 
     def _channel_moments(self) -> tuple[Tensor, Tensor]:
         if self.stage == "prior":
@@ -249,51 +288,28 @@ class ThingsDataModule(lightning.LightningDataModule):
         return self._moments
 
     def _open(self, partition: Literal["train", "test"]) -> list[Partition]:
-        return [store.open(partition, **self._selection) for store in self.trials]
+        stores = self.trials if partition == "train" else self.test_trials
+        return [store.open(partition, **self._selection) for store in stores]
 
-    def _trials(self, partitions: list[Partition], part: str, *, average: bool) -> TrialDataset:
-        eeg, columns = rows_of(partitions, self.subjects, getattr(self.split, part), average=average)
-        index = self._relabelled(part)[columns["image_index"]]
+    def _trials(self, partitions: list[Partition], part: Part, average: Averaging) -> TrialDataset:
+        subjects = self.test_subjects if part == "test" else self.subjects
+        eeg, columns = rows_of(partitions, subjects, getattr(self.split, part), average, self.seed)
+        index = columns["image_index"]
+        if self.permute_labels and part != "test":
+            index = permuted_labels(index, generator_of(self.seed, PERMUTATION, part == "val"))
         columns = {**columns, "image_index": index, "concept_index": self.images.concept_index[index]}
         tensors = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
-        if part == "val":
-            tensors["gallery"] = torch.isin(tensors["image_index"], self.gallery)
         shown, target_row = np.unique(index, return_inverse=True)
+        if part == "val":
+            gallery = full_gallery(self.images, shown, self.split)
+            tensors["gallery"] = torch.isin(tensors["image_index"], torch.from_numpy(gallery))
         targets = {key: torch.from_numpy(target.rows(shown)) for key, target in self.targets.items()}
         return TrialDataset(eeg, tensors, targets, torch.from_numpy(target_row))
 
-    def _relabelled(self, part: str) -> np.ndarray:
-        """Which picture stands for each picture, (n_images,): itself, unless labels are permuted."""
-        names = np.arange(len(self.images))
-        if self.permute_labels and part != "test":
-            pictures = getattr(self.split, part)
-            order = torch.randperm(len(pictures), generator=generator_of(self.seed, PERMUTATION, part == "val"))
-            names[pictures] = pictures[order.numpy()]
-        return names
-
     def _embeds(self, part: str) -> RowDataset:
-        """The encoder's embeddings of one part beside the pictures' own.
-
-        Raises:
-            DataError: They are of pictures that this split has elsewhere.
-        """
         assert self.upstream is not None
         path = Path(self.upstream) / "embeds" / f"{part}.safetensors"
-        arrays = load_embeds(path)
-        index = arrays["image_index"].astype(np.int64)
-        foreign = np.setdiff1d(index, getattr(self.split, part))
-        if len(foreign):
-            raise DataError(
-                f"{path} holds {len(foreign)} pictures that are not in the {part} part of this split (the first is "
-                f"number {foreign[0]} of images.json): give data.split, data.set and data.subjects the values that the "
-                "encoder was trained with."
-            )
-        columns = {
-            "eeg_embeds": torch.from_numpy(arrays["eeg_embeds"]),
-            "image_embeds": torch.from_numpy(self.targets["image"].rows(index)),
-            "subject": torch.from_numpy(arrays["subject"].astype(np.int64)),
-            "image_index": torch.from_numpy(index),
-        }
+        columns = embedded_rows(path, part, getattr(self.split, part), self.targets["image"])
         if part == "val":
             columns["gallery"] = torch.isin(columns["image_index"], self.gallery)
         return RowDataset(columns)
@@ -303,19 +319,20 @@ class ThingsDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled; this process's share of every global batch."""
         rank, world_size = self._place()
-        dataset = self.dataset("train")
-        sampler = GlobalBatchSampler(len(dataset), self.batch_size, rank, world_size, self.seed)
+        dataset = self._at_hand("train")
+        grouped = isinstance(dataset, TrialDataset) and isinstance(dataset.eeg, GroupMeans)
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, rank, world_size, self.seed, count_on=grouped)
         return loader(dataset, sampler, self.num_workers, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """All validation rows in order, shared among processes; an empty list if no concept is held out."""
-        return self._ordered(self.dataset("val")) if len(self.split.val) else []
+        return self._ordered(self._at_hand("val")) if len(self.split.val) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """All test pictures in order, averaged, as encoder batches (`reconstruct` and `evaluate` only)."""
         return self._ordered(self.dataset("test"))
 
-    def embed_dataloader(self, part: Literal["train", "val", "test"]) -> DataLoader[Batch]:
+    def embed_dataloader(self, part: Part) -> DataLoader[Batch]:
         """Every row of one part once and in order, on every process alike: what `embeds/*.safetensors` is made of."""
         dataset = self.dataset(part)
         return loader(dataset, ShardBatchSampler(len(dataset), self.batch_size), self.num_workers, self.seed)
@@ -327,17 +344,7 @@ class ThingsDataModule(lightning.LightningDataModule):
             image_embeds: tensors (n, draws, dim); every draw becomes a picture of its own.
             image_index: (n,).
         """
-        self._pictures = []
-        for embeds in image_embeds:
-            n, draws = embeds.shape[:2]
-            if n != len(image_index):
-                raise DataError(f"The generator needs an embedding of each of {len(image_index)} pictures, got {n}.")
-            columns = {
-                "image_embeds": embeds.float().cpu().flatten(0, 1),
-                "image_index": image_index.long().cpu().repeat_interleave(draws),
-                "draw": torch.arange(draws).repeat(n),
-            }
-            self._pictures.append(RowDataset(columns))
+        self._pictures = [picture_rows(embeds, image_index) for embeds in image_embeds]
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
         """Generator batches of this process's share of what `set_embeds` was given, none repeated.
@@ -356,6 +363,18 @@ class ThingsDataModule(lightning.LightningDataModule):
     def _ordered(self, dataset: TrialDataset | RowDataset) -> DataLoader[Batch]:
         sampler = ShardBatchSampler(len(dataset), self.batch_size, *self._place())
         return loader(dataset, sampler, self.num_workers, self.seed)
+
+    def _at_hand(self, part: Part) -> TrialDataset | RowDataset:
+        """The rows of a part, on the trainer's device if `on_device` says so and they fit (see `held_on`)."""
+        if part not in self._placed:
+            dataset, trainer = self.dataset(part), self.trainer
+            device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+            processes = 1 if trainer is None else trainer.world_size // trainer.num_nodes
+            held, note = held_on(dataset, device, self.on_device, f"The {part} rows", processes)
+            if note:
+                rank_zero_info(note)
+            self._placed[part] = held
+        return self._placed[part]
 
     def _place(self) -> tuple[int, int]:
         """(rank, world size) of the trainer this is attached to.

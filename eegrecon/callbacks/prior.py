@@ -68,10 +68,11 @@ def score_prior(rows: dict[str, Tensor], concept_index: Tensor | None = None) ->
         `embed_cosine`, that of the EEG embedding itself; `prior_norm_ratio`, mean norm sampled over true (perfect 1);
         `prior_retrieval_top1_<N>way` of the sampled embedding beside `embed_retrieval_top1_<N>way` (chance 1/N).
     """
-    keep = first_rows(torch.stack([rows["subject"], rows["image_index"]], dim=1).long())
+    keep = first_rows(torch.stack([rows["image_index"], rows["subject"]], dim=1).long())
     rows = {name: value[keep].cpu() for name, value in rows.items()}
     pred, true = rows["pred_image_embeds"].double(), rows["image_embeds"].double()
-    # Sorted by picture, the next row often shows the same concept; the one half a split away shows another.
+    # Sorted by picture (and then by subject), the next row often shows the same concept; the one half a split away
+    # shows another.
     other = true.roll(max(1, len(true) // 2), dims=0)
     scores = {
         "prior_loss": rows["prior_loss"].double().mean(),

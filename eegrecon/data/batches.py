@@ -4,16 +4,17 @@ A dataset here has `__getitems__(rows) -> batch`, which the loader calls with th
 two cores this leaves the cores to the network.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eegrecon.data.partition import Partition
-from eegrecon.errors import ConfigError
+from eegrecon.data.eeg_rows import EEGSource
+from eegrecon.data.memory import SHARE, free_bytes
+from eegrecon.data.streams import generator_of
+from eegrecon.errors import ConfigError, DataError
 
 Batch = dict[str, Any]
 
@@ -32,13 +33,21 @@ class GlobalBatchSampler(Sampler[list[int]]):
         world_size: Number of processes.
         seed: The run's seed.
         epoch: The first epoch; the trainer moves it on through `set_epoch`.
+        count_on: Number the rows of epoch e from e · n on, for a data set whose rows differ between epochs.
 
     Raises:
         ConfigError: The batch cannot be shared equally, or there are too few rows for one batch.
     """
 
     def __init__(
-        self, n: int, global_batch: int, rank: int = 0, world_size: int = 1, seed: int = 0, epoch: int = 0
+        self,
+        n: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        count_on: bool = False,
     ) -> None:
         if global_batch % world_size:
             raise ConfigError(
@@ -51,7 +60,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 "is dropped: choose a smaller batch."
             )
         self.n, self.global_batch, self.rank, self.world_size = n, global_batch, rank, world_size
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.count_on = seed, epoch, count_on
 
     @property
     def sampler(self) -> "GlobalBatchSampler":
@@ -68,11 +77,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """This rank's piece of each global batch."""
-        order = torch.randperm(self.n, generator=generator_of(self.seed, self.epoch)).tolist()
+        order = torch.randperm(self.n, generator=generator_of(self.seed, self.epoch))
+        numbers = (order + self.epoch * self.n if self.count_on else order).tolist()
         share = self.global_batch // self.world_size
         for start in range(0, len(self) * self.global_batch, self.global_batch):
             mine = start + self.rank * share
-            yield order[mine : mine + share]
+            yield numbers[mine : mine + share]
 
 
 class ShardBatchSampler(Sampler[list[int]]):
@@ -103,63 +113,6 @@ class ShardBatchSampler(Sampler[list[int]]):
             yield self.rows[start : start + self.batch]
 
 
-class EEGSource(Protocol):
-    """EEG by row."""
-
-    def __len__(self) -> int:
-        """Rows."""
-        ...
-
-    def read(self, rows: Tensor) -> Tensor:
-        """(b, n_chans, n_times) float32."""
-        ...
-
-
-class AveragedTrials:
-    """EEG that is in memory already: (n, n_chans, n_times) float32."""
-
-    def __init__(self, eeg: Tensor) -> None:
-        self.eeg = eeg
-
-    def __len__(self) -> int:
-        """Rows."""
-        return len(self.eeg)
-
-    def read(self, rows: Tensor) -> Tensor:
-        """(b, n_chans, n_times) float32."""
-        return self.eeg[rows]
-
-
-class SingleTrials:
-    """Single trials, read from the memory map when they are asked for.
-
-    Args:
-        partitions: One per subject.
-        store: (n,) which of them each row is in.
-        row: (n,) which picture of it.
-        repetition: (n,) which repetition.
-    """
-
-    def __init__(
-        self, partitions: Sequence[Partition], store: np.ndarray, row: np.ndarray, repetition: np.ndarray
-    ) -> None:
-        self.partitions, self.store, self.row, self.repetition = partitions, store, row, repetition
-
-    def __len__(self) -> int:
-        """Rows."""
-        return len(self.row)
-
-    def read(self, rows: Tensor) -> Tensor:
-        """(b, n_chans, n_times) float32."""
-        at = rows.numpy()
-        out = np.empty((len(at), *self.partitions[0].shape[2:]), dtype=np.float32)
-        for number, partition in enumerate(self.partitions):
-            here = self.store[at] == number
-            if here.any():
-                out[here] = partition.read(self.row[at[here]], self.repetition[at[here]])
-        return torch.from_numpy(out)
-
-
 class TrialDataset(Dataset[Batch]):
     """Trials with their targets.
 
@@ -182,11 +135,12 @@ class TrialDataset(Dataset[Batch]):
         """Rows."""
         return len(self.target_row)
 
-    def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """One batch."""
-        at = torch.as_tensor(rows, dtype=torch.int64)
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
+        """One batch; a number from `len` on is a row of a later epoch (see `GroupMeans`)."""
+        numbers = torch.as_tensor(rows, dtype=torch.int64)
+        at = (numbers % len(self)).to(self.target_row.device)
         return {
-            "eeg": self.eeg.read(at),
+            "eeg": self.eeg.read(numbers),
             **{name: column[at] for name, column in self.columns.items()},
             "targets": {name: values[self.target_row[at]] for name, values in self.targets.items()},
         }
@@ -194,6 +148,21 @@ class TrialDataset(Dataset[Batch]):
     def __getitem__(self, row: int) -> Batch:
         """A batch of one row."""
         return self.__getitems__([row])
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self.target_row.device
+
+    def extra_bytes(self, device: torch.device) -> int:
+        """What `on(device)` would take there beyond what is there already."""
+        tensors = [*self.columns.values(), *self.targets.values(), self.target_row]
+        return self.eeg.extra_bytes(device) + _bytes_to_copy(tensors, device)
+
+    def on(self, device: torch.device) -> "TrialDataset":
+        """The same rows, kept on the device (the CPU: in memory), where batches are then made."""
+        columns, targets = (_on(values, device) for values in (self.columns, self.targets))
+        return TrialDataset(self.eeg.on(device), columns, targets, self.target_row.to(device))
 
 
 class RowDataset(Dataset[Batch]):
@@ -208,12 +177,47 @@ class RowDataset(Dataset[Batch]):
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """One batch."""
-        at = torch.as_tensor(rows, dtype=torch.int64)
+        at = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
         return {name: column[at] for name, column in self.columns.items()}
 
     def __getitem__(self, row: int) -> Batch:
         """A batch of one row."""
         return self.__getitems__([row])
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return next(iter(self.columns.values())).device
+
+    def extra_bytes(self, device: torch.device) -> int:
+        """What `on(device)` would take there beyond what is there already."""
+        return _bytes_to_copy(self.columns.values(), device)
+
+    def on(self, device: torch.device) -> "RowDataset":
+        """The same rows, kept on the device."""
+        return RowDataset(_on(self.columns, device))
+
+
+def picture_rows(image_embeds: Tensor, image_index: Tensor) -> RowDataset:
+    """What the generator is given: image_embeds (n · draws, dim), image_index and draw (n · draws,).
+
+    Args:
+        image_embeds: (n, draws, dim); every draw becomes a row of its own.
+        image_index: (n,).
+
+    Raises:
+        DataError: They differ in length.
+    """
+    n, draws = image_embeds.shape[:2]
+    if n != len(image_index):
+        raise DataError(f"The generator needs an embedding of each of {len(image_index)} pictures, got {n}.")
+    return RowDataset(
+        {
+            "image_embeds": image_embeds.float().cpu().flatten(0, 1),
+            "image_index": image_index.long().cpu().repeat_interleave(draws),
+            "draw": torch.arange(draws).repeat(n),
+        }
+    )
 
 
 def whole(dataset: TrialDataset | RowDataset) -> Batch:
@@ -221,27 +225,61 @@ def whole(dataset: TrialDataset | RowDataset) -> Batch:
     return dataset.__getitems__(range(len(dataset)))
 
 
-def generator_of(*numbers: int) -> torch.Generator:
-    """A torch generator whose stream depends on all these numbers (each ≥ 0) and on their order and number."""
-    seed = int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(seed)
-
-
 def loader(
     dataset: TrialDataset | RowDataset, batch_sampler: Sampler[list[int]], num_workers: int, seed: int
 ) -> DataLoader[Batch]:
-    """A loader that hands whole batches through; it draws nothing from the global random stream."""
+    """A loader that hands whole batches through; it draws nothing from the global random stream.
+
+    Rows on an accelerator are put together there, by this process: workers would have to copy them.
+    """
+    here = dataset.device.type == "cpu"
+    workers = num_workers if here else 0
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         collate_fn=as_is,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=here and torch.cuda.is_available(),
         generator=generator_of(seed),
     )
+
+
+def _bytes_to_copy(tensors: Iterable[Tensor], device: torch.device) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor.device != device)
+
+
+def _on(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def as_is(batch: Any) -> Batch:
     """The batch, which is collated already."""
     return batch
+
+
+def held_on(
+    dataset: TrialDataset | RowDataset, device: torch.device, wanted: Literal["auto"] | bool, what: str, processes: int
+) -> tuple[TrialDataset | RowDataset, str]:
+    """The rows on the device if they are to be kept there and fit, else as they are; and what to tell the user.
+
+    Args:
+        dataset: The rows.
+        device: Where they would be kept; the CPU: in memory.
+        wanted: "auto": if they fit into `SHARE` of what is free there; or whether they must.
+        what: They, for messages.
+        processes: How many processes of this machine each keep their own.
+
+    Raises:
+        ConfigError: They must be kept there and do not fit.
+    """
+    taken = dataset.extra_bytes(device) * (processes if device.type == "cpu" else 1)
+    if wanted is False or not taken:
+        return dataset, ""
+    free = free_bytes(device)
+    text = f"{what} take {taken / 1e9:.2f} GB, and {device} has {free / 1e9:.2f} GB free"
+    if taken <= SHARE * free:
+        return dataset.on(device), "" if device.type == "cpu" else f"{text}: they are kept there."
+    if wanted is True:
+        raise ConfigError(f"{text}, of which data may take {SHARE:.0%}: set loader.on_device to auto or false.")
+    return dataset, f"{text}: they are read batch by batch."

@@ -1,15 +1,15 @@
 """Which pictures are for training, validation and test: a pure function whose result is hashed into every manifest."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from eegrecon.config import PROTOCOLS
 from eegrecon.data.images import ImageSet
 from eegrecon.errors import ConfigError, DataError
-
-PROTOCOLS = ("within_subject", "joint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +18,8 @@ class Split:
 
     Attributes:
         set: Name of the set.
-        protocol: `within_subject` or `joint`.
-        subjects: Whose trials it is for.
+        protocol: `within_subject`, `leave_one_subject_out` or `joint`.
+        subjects: Whose trials train and validate.
         val_concepts: How many training concepts are held out.
         split_seed: Which ones; never the run's seed.
         train: `image_index`, (n_train,) int64, ascending; likewise `val` and `test`.
@@ -80,6 +80,29 @@ def held_out_concepts(n_concepts: int, val_concepts: int, split_seed: int = 0) -
     return sorted(np.random.default_rng(split_seed).permutation(n_concepts)[:val_concepts].tolist())
 
 
+def check_subjects(protocol: str, subjects: Sequence[int], test_subject: int | None) -> None:
+    """Check that the protocol, the subjects that are trained on and the one that is tested go together.
+
+    Args:
+        protocol: One of `PROTOCOLS`.
+        subjects: Who is trained on.
+        test_subject: Who is tested; None: those who are trained on.
+
+    Raises:
+        DataError: A subject comes twice.
+        ConfigError: The tested one is trained on though left out, or the other way round.
+    """
+    if len(set(subjects)) != len(subjects):
+        raise DataError(f"The trial stores are of subjects {list(subjects)}: each subject may come only once.")
+    left_out = protocol == "leave_one_subject_out"
+    if (test_subject not in (None, *subjects)) != left_out:
+        wanted = "a subject that is not trained on" if left_out else "a subject that is trained on"
+        raise ConfigError(
+            f"data.protocol {protocol} tests {wanted}, but data.test_subject is {test_subject} and training is on "
+            f"{', '.join(map(str, subjects))}: correct data.test_subject or data.subjects."
+        )
+
+
 def make_split(
     images: ImageSet,
     trials_index_train: np.ndarray,
@@ -96,18 +119,17 @@ def make_split(
         images: The set's pictures.
         trials_index_train: `image_index` of the training pictures that have trials, (n,), repeats allowed.
         set: Name of the set.
-        protocol: `within_subject` (one subject) or `joint` (several, the same pictures held out of all).
-        subject: Whose trials; one number or several.
+        protocol: `within_subject` (one subject), `leave_one_subject_out` or `joint` (the same pictures are held out of
+            all subjects that are trained on).
+        subject: Whose trials train and validate; one number or several.
         val_concepts: How many concepts to hold out; 0 for none.
         split_seed: Which draw.
 
     Raises:
-        ConfigError: The protocol is not known yet, does not fit the subjects, or too many concepts are asked for.
+        ConfigError: The protocol is not known, does not fit the subjects, or too many concepts are asked for.
         DataError: A held-out concept has no trials, or a trial shows a picture that is no training picture.
     """
     subjects = (subject,) if isinstance(subject, int) else tuple(subject)
-    if protocol == "leave_one_subject_out":
-        raise ConfigError("data.protocol leave_one_subject_out comes with issue 3: use within_subject.")
     if protocol not in PROTOCOLS:
         raise ConfigError(f"data.protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}.")
     if protocol == "within_subject" and len(subjects) != 1:
@@ -142,6 +164,21 @@ def gallery_of(images: ImageSet, image_index: np.ndarray) -> np.ndarray:
     index = np.unique(np.asarray(image_index, dtype=np.int64))
     _, first = np.unique(images.concept_index[index], return_index=True)
     return np.sort(index[first])
+
+
+def full_gallery(images: ImageSet, image_index: np.ndarray, split: Split) -> np.ndarray:
+    """`gallery_of` these validation pictures, which must show every concept that the split holds out.
+
+    Raises:
+        DataError: Some concepts have no picture among them, so that retrieval would be easier than its name says.
+    """
+    gallery = gallery_of(images, image_index)
+    if len(gallery) < split.val_concepts:
+        raise DataError(
+            f"Of the {split.val_concepts} validation concepts, only {len(gallery)} have trials of data.sessions and "
+            "data.keep_repetitions: choose more of them, or another data.split.split_seed."
+        )
+    return gallery
 
 
 def _sha256(lines: list[str]) -> str:

@@ -71,12 +71,14 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         ArtifactError: The reconstructions are missing, changed, or of another target space.
     """
     started = time.monotonic()
-    source, targets = directory.parent / "reconstruct", target_dir(Path(cfg.data.root) / cfg.data.set, cfg.target.name)
+    source = directory.parent / f"reconstruct{cfg.data.tested_suffix}"
+    targets = target_dir(Path(cfg.data.root) / cfg.data.set, cfg.target.name)
     upstream = read_manifest(source, fix="`eegrecon reconstruct`")
     store = TargetStore(targets, l2_normalise=cfg.target.l2_normalise)
     check_target(upstream, store.interface(), source, targets, fix="`eegrecon reconstruct` with the same target")
     check_data(upstream, cfg.data, source)
-    inputs = {"reconstruct": input_record(source), "targets": input_record(targets), **permuted_input(cfg)}
+    inputs = {"reconstruct": input_record(source), "targets": input_record(targets)}
+    inputs |= permuted_input(cfg)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), inputs, overwrite)
     if state == "up_to_date":
         return read_manifest(directory)
@@ -154,7 +156,8 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
         "shuffled": f"reconstructions dealt to other pictures by a derangement (seed {cfg.seed})",
     }
     if cfg.permuted_run:
-        metrics = with_permuted_labels(metrics, _read_metrics(Path(cfg.permuted_run) / "reconstruct")["metrics"])
+        control = Path(cfg.permuted_run) / f"reconstruct{cfg.data.tested_suffix}"
+        metrics = with_permuted_labels(metrics, _read_metrics(control)["metrics"])
     payload = {"schema": METRICS_SCHEMA, "protocol": protocol, "metrics": metrics}
     return Scored(payload, scores, index, seen, decoded[0], ceiling[0])
 
@@ -167,10 +170,12 @@ def permuted_input(cfg: Any) -> dict[str, dict[str, str]]:
     """
     if not cfg.permuted_run:
         return {}
-    source = Path(cfg.permuted_run) / "reconstruct"
+    source = Path(cfg.permuted_run) / f"reconstruct{cfg.data.tested_suffix}"
     read_manifest(source, fix="`eegrecon reconstruct --upstream --exp pocket_permuted`")
     protocol = _read_metrics(source)["protocol"]
-    wanted = {"permuted_labels": True, "judge": cfg.judge, "set": cfg.data.set, "subjects": list(cfg.data.subjects)}
+    wanted = {"permuted_labels": True, "judge": cfg.judge, "set": cfg.data.set}
+    wanted |= {"subjects": cfg.data.training_subjects, "test_subjects": [cfg.data.tested_subject]}
+    protocol = {"test_subjects": protocol.get("subjects"), **protocol}
     wrong = [f"{k} is {protocol.get(k)!r} there and {v!r} here" for k, v in wanted.items() if protocol.get(k) != v]
     if wrong:
         raise ArtifactError(
@@ -190,16 +195,20 @@ def check_target(manifest: Manifest, interface: Mapping[str, Any], upstream: Pat
 
 
 def check_data(manifest: Manifest, data: Any, upstream: Path) -> None:
-    """Refuse an upstream stage that was trained on another set or on other subjects.
+    """Refuse an upstream stage that was trained on another set or subjects, or is not for the subject that is tested.
 
     Raises:
         ArtifactError: Names both.
     """
-    for name, wanted in (("set", data.set), ("subjects", list(data.subjects))):
-        found = manifest.data.get(name)
-        if found != wanted:
+    tested = manifest.data.get("test_subjects", manifest.data.get("subjects", []))
+    found = {name: manifest.data.get(name) for name in ("set", "subjects")}
+    wanted = {"set": data.set, "subjects": data.training_subjects}
+    if data.tested_subject not in tested:
+        found["test_subject"], wanted["test_subject"] = tested, data.tested_subject
+    for name, value in wanted.items():
+        if found[name] != value:
             raise ArtifactError(
-                f"{upstream} was made with data.{name} {found!r}, but this config asks for {wanted!r}: change the "
+                f"{upstream} was made with data.{name} {found[name]!r}, but this config asks for {value!r}: change the "
                 "config or name another run with RUN=… (--run …)."
             )
 

@@ -32,12 +32,12 @@ from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import ReconstructionWriter
 from eegrecon.config import ENCODERS, GENERATORS, Choice, config_hash, parse_yaml, to_yaml
 from eegrecon.data import ImageSet, target_dir, trial_dir
-from eegrecon.datamodule import ThingsDataModule
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.modules.generator import GeneratorModule
 from eegrecon.registry import resolve
+from eegrecon.stages.data_module import data_module
 from eegrecon.stages.evaluate import (
     CEILING,
     EMBEDS,
@@ -132,10 +132,12 @@ class _Upstream:
     """The finished stages and stores this one reads, all checked against each other before anything heavy starts."""
 
     def __init__(self, cfg: Any, run_dir: Path) -> None:
-        if len(cfg.data.subjects) != 1:
+        subject = cfg.data.tested_subject
+        alone = cfg.data.protocol != "within_subject" or len(cfg.data.subjects) == 1
+        if subject is None or not alone:
             raise ConfigError(
-                f"data.subjects is {list(cfg.data.subjects)}, but reconstruct makes the pictures of one subject at a "
-                "time; name one."
+                f"reconstruct makes the pictures of one subject at a time, but data.subjects is {cfg.data.subjects} "
+                f"and data.test_subject {cfg.data.test_subject} ({cfg.data.protocol}): name one with --subject N."
             )
         taken = [name for name in ("callbacks", "logger", "enable_checkpointing") if cfg.trainer.get(name) is not None]
         if taken:
@@ -143,22 +145,11 @@ class _Upstream:
         set_root = Path(cfg.data.root) / cfg.data.set
         self.encoder_dir, self.prior_dir = run_dir / "encoder", run_dir / "prior"
         targets = target_dir(set_root, cfg.target.name)
-        trials = trial_dir(set_root, cfg.data.subjects[0])
+        trials = trial_dir(set_root, subject)
         self.encoder = read_manifest(self.encoder_dir, fix="`eegrecon train-encoder`")
         self.prior = read_manifest(self.prior_dir, fix="`eegrecon train-prior`")
-        self.data = ThingsDataModule(
-            stage="reconstruct",
-            images_root=set_root,
-            trial_dirs=[trials],
-            target_dirs={"image": targets},
-            val_concepts=cfg.data.split.val_concepts,
-            protocol=cfg.data.protocol,
-            split_seed=cfg.data.split.split_seed,
-            window=cfg.data.window,
-            channels=cfg.data.channels,
-            l2_normalise=["image"] if cfg.target.l2_normalise else [],
-            batch_size=cfg.batch_size,
-            seed=cfg.seed,
+        self.data = data_module(
+            "reconstruct", cfg.data, {"image": cfg.target}, seed=cfg.seed, batch_size=cfg.batch_size
         )
         self.store = self.data.targets["image"]
         interface = self.store.interface()
@@ -258,11 +249,17 @@ def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -
 
 
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
-    n_repetitions = upstream.data.trials[0].header["files"]["test_eeg.npy"]["shape"][1]
+    sessions, repetitions = cfg.data.sessions, cfg.data.keep_repetitions
+    used = upstream.data.test_trials[0].open("test", sessions=sessions, repetitions=repetitions).used
+    counts = np.unique(used.sum(1)[used.any(1)]).tolist()
     return {
         "set": cfg.data.set,
-        "subjects": list(cfg.data.subjects),
-        "repetitions": f"test: mean of {n_repetitions}",
+        "protocol": cfg.data.protocol,
+        "subjects": upstream.data.subjects,
+        "test_subjects": upstream.data.test_subjects,
+        "repetitions": f"test: mean of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}",
+        "sessions": sessions,
+        "keep_repetitions": repetitions,
         "permuted_labels": upstream.permuted_labels,
         "target": upstream.store.interface(),
         "prior": {"guidance_scale": cfg.sample.guidance_scale, "num_inference_steps": cfg.sample.num_inference_steps},
@@ -288,7 +285,9 @@ def _write_grids(cfg: Any, directory: Path, images: ImageSet, scored: Scored, lo
     by_score = [*ranked[:width], *ranked[middle : middle + width], *ranked[n - width :]]
     decoded = "from EEG" if not scored.payload["protocol"]["permuted_labels"] else "permuted labels"
     value = scored.payload["metrics"][f"test/two_way_{cfg.judge}"]["value"]
-    title = f"{cfg.data.set} subject {cfg.data.subjects[0]}, two-way identification {100 * value:.0f} % (chance 50 %)"
+    title = (
+        f"{cfg.data.set} subject {cfg.data.tested_subject}, two-way identification {100 * value:.0f} % (chance 50 %)"
+    )
     for name, chosen, note in (
         ("grid", spread, f"{len(spread)} of {n} pictures at even distances through the test set"),
         ("grid_by_score", by_score, "best, middle and worst for the judge, one block each"),

@@ -27,19 +27,21 @@ from eegrecon.callbacks.monitoring import TrainingMonitor
 from eegrecon.callbacks.resume import EpochSeed
 from eegrecon.callbacks.retrieval import RetrievalCallback
 from eegrecon.config import ENCODERS, LATENT_HEADS, OPTIMS, Choice, config_hash, to_yaml
-from eegrecon.data.layout import target_dir, trial_dir
+from eegrecon.data.batches import whole
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.errors import ConfigError
 from eegrecon.metrics.functional.retrieval import RetrievalScores, binomial_interval, concept_retrieval
-from eegrecon.models.encoders.ridge import Ridge, fit_ridge
+from eegrecon.models.encoders.ridge import Ridge, fit_ridge, fit_ridge_in_blocks
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.modules.encoder import EncoderModule
 from eegrecon.registry import check_args, lookup, resolve
+from eegrecon.stages.data_module import data_module
 from eegrecon.stages.trainer import build_trainer as stage_trainer
 from eegrecon.stages.trainer import checkpoints, trained_manifest
 
 STAGE = "train-encoder"
 MODEL, BASELINE, METRICS = "model.safetensors", "baseline_ridge.safetensors", "metrics.json"
+RIDGE_ROWS = 2048  # a block for ridge: 130 MB of 63 channels at 250 samples
 # Trainer flags that would leave no epoch to publish, or one chosen on something else than the whole validation split.
 _NEEDED_FLAGS = {
     "fast_dev_run": (False, 0),
@@ -138,7 +140,6 @@ def build_data(cfg: Any) -> ThingsDataModule:
         ConfigError: A latent loss without a latent target.
         DataError: A store is missing or broken.
     """
-    set_root = Path(cfg.data.root) / cfg.data.set
     targets = {"image": cfg.target}
     if cfg.loss.vae_latent > 0:
         if not cfg.latent_target.name:
@@ -147,22 +148,8 @@ def build_data(cfg: Any) -> ThingsDataModule:
                 "set loss.vae_latent to 0."
             )
         targets["vae_latent"] = cfg.latent_target
-    return ThingsDataModule(
-        stage="encoder",
-        images_root=set_root,
-        trial_dirs=[trial_dir(set_root, subject) for subject in cfg.data.subjects],
-        target_dirs={key: target_dir(set_root, target.name) for key, target in targets.items()},
-        val_concepts=cfg.data.split.val_concepts,
-        protocol=cfg.data.protocol,
-        split_seed=cfg.data.split.split_seed,
-        repetitions=cfg.data.repetitions,
-        window=cfg.data.window,
-        channels=cfg.data.channels,
-        l2_normalise=[key for key, target in targets.items() if target.l2_normalise],
-        batch_size=cfg.loader.batch_size,
-        num_workers=cfg.loader.num_workers,
-        seed=cfg.seed,
-        permute_labels=cfg.permute_labels,
+    return data_module(
+        "encoder", cfg.data, targets, seed=cfg.seed, loader=cfg.loader, permute_labels=cfg.permute_labels
     )
 
 
@@ -256,15 +243,20 @@ def _fit_closed_form(
         raw: Fold the normalisation into the weights, for EEG in the store's unit.
     """
     mean, std = network.channel_mean.cpu()[:, None], network.channel_std.cpu()[:, None]
-    train, val = data.averaged("train"), data.averaged("val")
-    inputs = [((batch["eeg"] - mean) / std).flatten(1) for batch in (train, val)]
-    fit = fit_ridge(
-        inputs[0],
-        train["targets"]["image"],
-        val_x=inputs[1],
-        score=lambda pred: _retrieval(pred, {**val, "image_embeds": val["targets"]["image"]}).top1,
-        alphas=ridge.alphas,
-    )
+    train, val = data.averages("train"), data.averaged("val")
+
+    def pair(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return ((batch["eeg"] - mean) / std).flatten(1), batch["targets"]["image"]
+
+    def score(pred: Tensor) -> float:
+        return _retrieval(pred, {**val, "image_embeds": val["targets"]["image"]}).top1
+
+    val_x, _ = pair(val)
+    if len(train) <= val_x.shape[1]:
+        fit = fit_ridge(*pair(whole(train)), val_x=val_x, score=score, alphas=ridge.alphas)
+    else:  # the trials of many subjects, which need not be in memory together
+        blocks = (pair(train.__getitems__(rows)) for rows in torch.arange(len(train)).split(RIDGE_ROWS))
+        fit = fit_ridge_in_blocks(blocks, val_x=val_x, score=score, alphas=ridge.alphas)
     weight, bias = fit.weight, fit.bias
     if raw:
         shape = (-1, len(mean), weight.shape[1] // len(mean))
@@ -312,7 +304,8 @@ def _metrics(cfg: Any, data: ThingsDataModule, scores: dict[str, RetrievalScores
     first = scores[""]
     protocol = {
         "set": cfg.data.set,
-        "subjects": list(cfg.data.subjects),
+        "subjects": data.subjects,
+        "test_subjects": data.test_subjects,
         "split": data.split.describe(),
         "retrieval": "cosine; one picture per concept in a gallery, one gallery per exemplar, all trials averaged",
         "n_queries": first.n_queries,

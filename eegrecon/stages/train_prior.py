@@ -48,7 +48,8 @@ NEEDED_FLAGS: dict[str, tuple[Any, ...]] = {
 }
 # Facts of the data that the encoder was trained with and that this config must repeat.
 SHARED_DATA = (
-    "set", "subjects", "channels", "window", "n_times", "sfreq", "unit", "repetitions", "images_sha256", "split",
+    "set", "subjects", "test_subjects", "channels", "window", "n_times", "sfreq", "unit", "repetitions", "sessions",
+    "keep_repetitions", "images_sha256", "split",
 )  # fmt: skip
 
 
@@ -193,26 +194,10 @@ def build_data(cfg: TrainPriorConfig, upstream: Upstream) -> ThingsDataModule:
     Raises:
         ArtifactError: The encoder was trained with another data block; names every key.
     """
-    from eegrecon.data.layout import target_dir, trial_dir
-    from eegrecon.datamodule import ThingsDataModule
+    from eegrecon.stages.data_module import data_module  # imports torch: after the checks
 
-    root = Path(cfg.data.root) / cfg.data.set
-    data = ThingsDataModule(
-        stage="prior",
-        images_root=root,
-        trial_dirs=[trial_dir(root, subject) for subject in cfg.data.subjects],
-        target_dirs={"image": target_dir(root, cfg.target.name)},
-        val_concepts=cfg.data.split.val_concepts,
-        protocol=cfg.data.protocol,
-        split_seed=cfg.data.split.split_seed,
-        repetitions=cfg.data.repetitions,  # type: ignore[arg-type]
-        window=cfg.data.window,
-        channels=cfg.data.channels,
-        l2_normalise=("image",) if cfg.target.l2_normalise else (),
-        batch_size=cfg.loader.batch_size,
-        num_workers=cfg.loader.num_workers,
-        seed=cfg.seed,
-        upstream=upstream.directory,
+    data = data_module(
+        "prior", cfg.data, {"image": cfg.target}, seed=cfg.seed, loader=cfg.loader, upstream=upstream.directory
     )
     there, here = upstream.manifest.data, data.describe()
     names = [name for name in SHARED_DATA if name in there]
@@ -332,6 +317,7 @@ def write_results(
     protocol = {
         "split": data.split.describe(),
         "subjects": data.subjects,
+        "test_subjects": data.test_subjects,
         "selection": dict(selection),
         "guidance_scale": cfg.sample.guidance_scale,
         "num_inference_steps": cfg.sample.num_inference_steps,

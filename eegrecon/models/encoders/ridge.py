@@ -1,6 +1,6 @@
 """Closed-form ridge regression from flattened EEG to the target embedding: the baseline, and an encoder of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,30 +71,93 @@ def fit_ridge(
     Raises:
         ValueError: no alpha is given, or one is not positive.
     """
-    if not alphas or min(alphas) <= 0:
-        raise ValueError(f"ridge needs positive alphas, got {list(alphas)}")
+    _check(alphas)
     x_mean, y_mean = x.mean(0), y.mean(0)
     x = x - x_mean
     y = y - y_mean
     n, p = x.shape
     dual = n <= p
-    gram = x @ x.T if dual else x.T @ x
-    right = y if dual else x.T @ y
+    centred = val_x - x_mean
+    if not dual:
+        return _solve(x.T @ x, x.T @ y, centred, x_mean, y_mean, score, alphas)
+    fit = _solve(x @ x.T, y, centred @ x.T, torch.zeros(n), y_mean, score, alphas)
+    weight = (x.T @ fit.weight.T).T.contiguous()
+    return RidgeFit(weight, y_mean - weight @ x_mean, fit.alpha, fit.scores)
+
+
+@torch.no_grad()
+def fit_ridge_in_blocks(
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    *,
+    val_x: Tensor,
+    score: Callable[[Tensor], float],
+    alphas: Sequence[float] = ALPHAS,
+) -> RidgeFit:
+    """`fit_ridge` for more rows than features, one pass over rows that never are in memory together.
+
+    What it keeps is p x p: 1 GB, three times at once, at 15,750 features.
+
+    Args:
+        blocks: (x (k, p), y (k, dim)), at least one of at least one row.
+        val_x: See `fit_ridge`, as the others.
+        score: See there.
+        alphas: See there.
+
+    Raises:
+        ValueError: As `fit_ridge`, or there are no rows.
+    """
+    _check(alphas)
+    sums: list[Tensor] | None = None
+    n, shift_x, shift_y = 0, torch.empty(0), torch.empty(0)
+    for x, y in blocks:
+        if sums is None:
+            # Around a first guess of the means: of large sums that nearly cancel, float32 would leave little.
+            shift_x, shift_y = x.mean(0), y.mean(0)
+            p, dim = x.shape[1], y.shape[1]
+            sums = [x.new_zeros(p, p), x.new_zeros(p, dim), x.new_zeros(p), y.new_zeros(dim)]
+        x, y = x - shift_x, y - shift_y
+        sums[0].addmm_(x.T, x)
+        sums[1].addmm_(x.T, y)
+        sums[2] += x.sum(0)
+        sums[3] += y.sum(0)
+        n += len(x)
+    if sums is None:
+        raise ValueError("ridge needs at least one row")
+    gram, right, x_sum, y_sum = sums
+    gram.addr_(x_sum, x_sum, alpha=-1 / n)
+    right.addr_(x_sum, y_sum, alpha=-1 / n)
+    x_mean, y_mean = shift_x + x_sum / n, shift_y + y_sum / n
+    return _solve(gram, right, val_x - x_mean, x_mean, y_mean, score, alphas)
+
+
+def _check(alphas: Sequence[float]) -> None:
+    if not alphas or min(alphas) <= 0:
+        raise ValueError(f"ridge needs positive alphas, got {list(alphas)}")
+
+
+def _solve(
+    gram: Tensor,
+    right: Tensor,
+    val: Tensor,
+    mean: Tensor,
+    y_mean: Tensor,
+    score: Callable[[Tensor], float],
+    alphas: Sequence[float],
+) -> RidgeFit:
+    """(gram + alpha·s·I) solution = right for every alpha; predictions val @ solution + y_mean are scored."""
     unit = gram.diagonal().mean()
     if not unit > 0:
         raise ValueError("ridge cannot be fitted to constant inputs")
-    centred = val_x - x_mean
-    across = centred @ x.T if dual else centred
     best: tuple[float, float, Tensor] | None = None
     scores = {}
     for alpha in sorted(alphas, reverse=True):
         penalised = gram.clone()
         penalised.diagonal().add_(alpha * unit)
         solution = torch.cholesky_solve(right, torch.linalg.cholesky(penalised))
-        scores[alpha] = score(across @ solution + y_mean)
+        scores[alpha] = score(val @ solution + y_mean)
         if best is None or scores[alpha] > best[0]:
             best = (scores[alpha], alpha, solution)
     assert best is not None
     _, alpha, solution = best
-    weight = (x.T @ solution if dual else solution).T
-    return RidgeFit(weight.contiguous(), y_mean - weight @ x_mean, alpha, scores)
+    weight = solution.T
+    return RidgeFit(weight.contiguous(), y_mean - weight @ mean, alpha, scores)

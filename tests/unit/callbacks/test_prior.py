@@ -61,6 +61,13 @@ def test_two_subjects_of_one_picture_are_two_rows():
     assert scores["prior_retrieval_top1_2way"] == pytest.approx(0.75)
 
 
+def test_the_null_is_another_picture_however_many_subjects_saw_it():
+    true = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    scores = score_prior(rows(true, true, [*range(50)] * 2, subject=[1] * 50 + [2] * 50))
+    assert scores["prior_cosine"] == pytest.approx(1)
+    assert abs(scores["prior_cosine_shuffled"]) < 0.1
+
+
 def test_no_concepts_no_retrieval_and_embed_scores_need_equal_sizes():
     scores = score_prior(rows(torch.eye(2), torch.eye(2), [0, 1], eeg=torch.zeros(2, 3)))
     assert set(scores) == {"prior_loss", "prior_cosine", "prior_cosine_shuffled", "prior_norm_ratio"}

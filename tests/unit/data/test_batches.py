@@ -3,14 +3,16 @@ from itertools import chain
 import pytest
 import torch
 
+from eegrecon.data import batches
 from eegrecon.data.batches import (
     GlobalBatchSampler,
     RowDataset,
     ShardBatchSampler,
-    generator_of,
+    held_on,
     loader,
     whole,
 )
+from eegrecon.data.streams import generator_of
 from eegrecon.errors import ConfigError
 
 
@@ -61,13 +63,48 @@ def test_shards_are_equal_and_cover_everything():
 def test_loader_hands_whole_batches_through(workers):
     dataset = RowDataset({"x": torch.arange(20.0), "y": torch.arange(40).view(20, 2)})
     state = torch.get_rng_state()
-    batches = list(loader(dataset, GlobalBatchSampler(20, 8, seed=5), workers, 5))
+    found = list(loader(dataset, GlobalBatchSampler(20, 8, seed=5), workers, 5))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [batch["x"].tolist() for batch in batches] == [
+    assert [batch["x"].tolist() for batch in found] == [
         [float(i) for i in rows] for rows in GlobalBatchSampler(20, 8, seed=5)
     ]
-    assert batches[0]["y"].shape == (8, 2)
+    assert found[0]["y"].shape == (8, 2)
     assert whole(dataset)["x"].tolist() == list(range(20))
+
+
+def test_rows_count_on_over_epochs_if_asked():
+    plain, counted = (GlobalBatchSampler(20, 8, seed=5, epoch=3, count_on=c) for c in (False, True))
+    assert [[i + 60 for i in batch] for batch in plain] == list(counted)
+
+
+def test_rows_are_held_where_they_fit(monkeypatch):
+    dataset, far = RowDataset({"x": torch.zeros(1000)}), torch.device("meta")
+    assert held_on(dataset, torch.device("cpu"), "auto", "The rows", 1) == (dataset, "")  # they are there already
+    assert held_on(dataset, far, False, "The rows", 1) == (dataset, "")
+    free = {"meta": 8000}
+    monkeypatch.setattr(batches, "free_bytes", lambda device: free[device.type])
+    for wanted in ("auto", True):
+        held, note = held_on(dataset, far, wanted, "The rows", 2)  # an accelerator is not shared by processes
+        assert held.device == far
+        assert "are kept there" in note
+    free["meta"] = 7999
+    held, note = held_on(dataset, far, "auto", "The rows", 1)
+    assert held is dataset
+    assert "The rows take 0.00 GB" in note
+    assert "read batch by batch" in note
+    with pytest.raises(ConfigError, match=r"of which data may take 50%: set loader\.on_device to auto or false"):
+        held_on(dataset, far, True, "The rows", 1)
+
+
+def test_processes_share_the_memory_of_the_machine(monkeypatch):
+    class Elsewhere(RowDataset):
+        def extra_bytes(self, device):
+            return 4000
+
+    dataset = Elsewhere({"x": torch.zeros(1000)})
+    monkeypatch.setattr(batches, "free_bytes", lambda device: 15999)
+    assert held_on(dataset, torch.device("cpu"), "auto", "The rows", 1)[0] is not dataset
+    assert held_on(dataset, torch.device("cpu"), "auto", "The rows", 2)[0] is dataset
 
 
 def test_streams_differ():

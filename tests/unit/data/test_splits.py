@@ -54,8 +54,8 @@ def test_split_seed_protocol_and_subject():
     assert set(split_of(images, val_concepts=3).val) < set(one.val)
     with pytest.raises(ConfigError, match="needs exactly one subject"):
         split_of(images, subject=[1, 2])
-    with pytest.raises(ConfigError, match="comes with issue 3"):
-        split_of(images, protocol="leave_one_subject_out")
+    assert split_of(images, protocol="leave_one_subject_out", subject=[1, 2]).sha256 == one.sha256
+    assert split_of(images, protocol="leave_one_subject_out", subject=[3]).subjects == (3,)
     with pytest.raises(ConfigError, match="'intra'"):
         split_of(images, protocol="intra")
     assert len(split_of(images, val_concepts=0).val) == 0

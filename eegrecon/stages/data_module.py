@@ -1,0 +1,55 @@
+"""From a config's `data` and target blocks to the data module: the same for every stage that reads trials."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eegrecon.config import DataConfig, LoaderConfig, TargetConfig
+from eegrecon.data.layout import target_dir, trial_dir
+from eegrecon.datamodule import Stage, ThingsDataModule
+
+
+def data_module(
+    stage: Stage,
+    data: DataConfig,
+    targets: Mapping[str, TargetConfig],
+    *,
+    seed: int,
+    loader: LoaderConfig | None = None,
+    **more: Any,
+) -> ThingsDataModule:
+    """The data of a stage; headers are read and checked, arrays are not.
+
+    Args:
+        stage: Who asks.
+        data: The config's block.
+        targets: Key in the batch to the config's target block.
+        seed: The run's seed.
+        loader: The config's block, for the stages that train.
+        more: Further arguments of `ThingsDataModule`.
+
+    Raises:
+        ConfigError: A choice does not fit.
+        DataError: A store is missing, broken or does not belong to the others.
+    """
+    set_root = Path(data.root) / data.set
+    if loader is not None:
+        more |= {"batch_size": loader.batch_size, "num_workers": loader.num_workers, "on_device": loader.on_device}
+    return ThingsDataModule(
+        stage=stage,
+        images_root=set_root,
+        trial_dirs=[trial_dir(set_root, subject) for subject in data.training_subjects],
+        target_dirs={key: target_dir(set_root, target.name) for key, target in targets.items()},
+        val_concepts=data.split.val_concepts,
+        protocol=data.protocol,
+        test_subject=data.test_subject,
+        split_seed=data.split.split_seed,
+        repetitions=data.repetitions,
+        sessions=data.sessions,
+        keep_repetitions=data.keep_repetitions,
+        window=data.window,
+        channels=data.channels,
+        l2_normalise=[key for key, target in targets.items() if target.l2_normalise],
+        seed=seed,
+        **more,
+    )
