@@ -1,5 +1,7 @@
 """Every command of the README exists, and every key it sets is known."""
 
+import argparse
+import importlib
 import re
 import shlex
 import subprocess
@@ -7,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from eegrecon.cli import TOOLS
 from eegrecon.config import STAGES, load
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOOL_COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(r"^eegrecon .*$", README, re.MULTILINE)})
 COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(r"^make .*$", README, re.MULTILINE)})
 
 
@@ -27,7 +31,17 @@ def test_make_knows_it_and_its_config_is_valid(command):
     assert dry.returncode == 0, dry.stderr
     if words[1] in STAGES:
         given = dict(word.split("=", 1) for word in words[2:])
-        load(words[1], given.get("EXP", "pocket"), None, shlex.split(given.get("ARGS", "")))
+        subject = int(given["SUBJECT"]) if "SUBJECT" in given else None
+        load(words[1], given.get("EXP", "pocket"), None, shlex.split(given.get("ARGS", "")), subject=subject)
+
+
+@pytest.mark.parametrize("command", TOOL_COMMANDS)
+def test_the_tools_take_these_arguments(command):
+    words = shlex.split(command)
+    assert words[1] in TOOLS
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"eegrecon.stages.{words[1].replace('-', '_')}").arguments(parser)
+    parser.parse_args(words[2:])
 
 
 def test_links_lead_somewhere():
