@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 MODES = ("epochs", "time")
+PARTITIONS = ("train", "both")
 
 
 def shrunk_covariance(samples: np.ndarray) -> np.ndarray:
@@ -23,11 +24,11 @@ def shrunk_covariance(samples: np.ndarray) -> np.ndarray:
         (n_chans, n_chans), in the square of the samples' unit.
     """
     from sklearn.covariance import ledoit_wolf
+    from sklearn.preprocessing import StandardScaler
 
-    scale = samples.std(axis=0)
-    scale = np.where(scale > 10 * np.finfo(scale.dtype).eps, scale, 1.0)
-    covariance, _ = ledoit_wolf((samples - samples.mean(axis=0)) / scale)
-    found: np.ndarray = scale[:, None] * covariance * scale[None, :]
+    scaler = StandardScaler()  # its notion of a constant channel too, which is left unscaled
+    covariance, _ = ledoit_wolf(scaler.fit_transform(samples))
+    found: np.ndarray = scaler.scale_[:, None] * covariance * scaler.scale_[None, :]
     return found
 
 

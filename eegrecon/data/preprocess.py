@@ -2,8 +2,8 @@
 
 Order of the steps (NICE-EEG and EEG_Image_decode@49cb3a2, EEG-preprocessing; facts/atm.md 1.3): channels picked in a
 fixed order, epochs −0.2 … 1.0 s, baseline, resampling *after* epoching, repetitions chosen, samples before onset
-dropped, then MVNN (`eegrecon.data.mvnn`). Baseline and resampling treat each epoch on its own, so a block of epochs at a
-time gives what all at once would. Where this may differ from the published files: docs/preprocessing.md.
+dropped, then MVNN (`eegrecon.data.mvnn`). Baseline and resampling treat each epoch on its own, so a block of epochs at
+a time gives what all at once would. Where this may differ from the published files: docs/preprocessing.md.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from eegrecon.data.channels import THINGS_EEG2_CHANNELS
-from eegrecon.data.mvnn import MODES
+from eegrecon.data.mvnn import MODES, PARTITIONS
 from eegrecon.data.pickles import ArrayRef, read_pickle
 from eegrecon.errors import ConfigError, DataError
 
 KEY = "raw_eeg_data"
 CATCH = 99999  # event code of target trials (eeg_encoding 01_data_preparation/source_to_raw.py)
 MICRO = 1e6  # the files hold volts, as MNE reads them
-BLOCK = 256  # epochs in memory at once: 256 × 63 × 1201 float64 are 155 MB
+BLOCK = 64  # epochs in memory at once: 39 MB, and ten times that in mapped pages, read by the system 64 kB at a time
 CHANNEL_SETS = {63: THINGS_EEG2_CHANNELS, 17: THINGS_EEG2_CHANNELS[-17:]}
 
 
@@ -40,6 +40,8 @@ class PreprocessParams:
         n_chans: 63, or the 17 occipito-parietal ones.
         crop: Samples before this time are dropped before MVNN.
         mvnn: "epochs", "time" or "none".
+        covariance: Whose noise covariance: that of the "train" trials (NICE, ATM), or the mean of "both" partitions
+            (Gifford et al. 2022, eeg_encoding 02_eeg_preprocessing), which looks at test trials.
         repetitions: Most trials of a picture that are kept in a session, for train and test.
         seed: Of the choice and order of repetitions.
     """
@@ -52,6 +54,7 @@ class PreprocessParams:
     n_chans: int = 63
     crop: float = 0.0
     mvnn: str = "epochs"
+    covariance: str = "train"
     repetitions: tuple[int, int] = (2, 20)
     seed: int = 20200220
 
@@ -61,6 +64,8 @@ class PreprocessParams:
             problems.append(f"n_chans is {self.n_chans}, expected 63 or 17")
         if self.mvnn not in (*MODES, "none"):
             problems.append(f"mvnn is {self.mvnn!r}, expected one of {', '.join(MODES)}, none")
+        if self.covariance not in PARTITIONS:
+            problems.append(f"covariance is {self.covariance!r}, expected one of {', '.join(PARTITIONS)}")
         if not self.tmin < self.tmax or not self.tmin <= self.crop < self.tmax:
             problems.append(f"tmin {self.tmin}, crop {self.crop} and tmax {self.tmax} must rise")
         if self.sfreq <= 0 or min(self.repetitions) < 1:
@@ -82,7 +87,7 @@ class Recording:
 
     Attributes:
         path: The file.
-        data: (n_chans, n_samples) volts and event codes, memory-mapped.
+        source: (n_chans, n_samples) volts and event codes, in memory or where they are in the file.
         ch_names: Rows of `data`.
         sfreq: Samples per second.
         onsets: Sample of each picture's onset, (n,), catch trials left out.
@@ -90,18 +95,23 @@ class Recording:
     """
 
     path: Path
-    data: np.ndarray
+    source: np.ndarray | ArrayRef
     ch_names: list[str]
     sfreq: float
     onsets: np.ndarray
     conditions: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """A new mapping each time: pages that one has read count as this process's memory for as long as it lives."""
+        return self.source.map() if isinstance(self.source, ArrayRef) else self.source
 
 
 def open_recording(path: Path, params: PreprocessParams) -> Recording:
     """Open one raw file, check its layout, and find the picture onsets.
 
     Raises:
-        DataError: It is missing, damaged, of another layout, lacks channels, or an epoch reaches beyond the recording.
+        DataError: It is missing, damaged, of another layout or lacks channels.
     """
     if not path.is_file():
         raise DataError(
@@ -114,7 +124,8 @@ def open_recording(path: Path, params: PreprocessParams) -> Recording:
         raise DataError(
             f"{path} must hold a dict with {', '.join(wanted)}, but it holds {held}: ask `eegrecon inspect` what it is."
         )
-    data = values[KEY].map() if isinstance(values[KEY], ArrayRef) else np.asarray(values[KEY])
+    source = values[KEY] if isinstance(values[KEY], ArrayRef) else np.asarray(values[KEY])
+    data = source.map() if isinstance(source, ArrayRef) else source
     names, types = ([str(item) for item in values[key]] for key in ("ch_names", "ch_types"))
     if data.ndim != 2 or data.dtype.kind != "f" or not len(data) == len(names) == len(types):
         raise DataError(
@@ -136,12 +147,9 @@ def open_recording(path: Path, params: PreprocessParams) -> Recording:
     onsets = onsets[codes[onsets] != CATCH]
     sfreq = _rate(values["sfreq"], path)
     first, length = epoch_samples(params, sfreq)
-    if len(onsets) and (onsets[0] + first < 0 or onsets[-1] + first + length > data.shape[1]):
-        raise DataError(
-            f"{path} ends too early for an epoch of {params.tmin} to {params.tmax} s around each of its "
-            f"{len(onsets)} pictures: the file is truncated; get it again."
-        )
-    return Recording(path, data, names, sfreq, onsets, codes[onsets].astype(np.int64))
+    # Epochs that reach beyond the recording are dropped, as MNE drops them; who merges sessions counts repetitions.
+    onsets = onsets[(onsets + first >= 0) & (onsets + first + length <= data.shape[1])]
+    return Recording(path, source, names, sfreq, onsets, codes[onsets].astype(np.int64))
 
 
 def epoch_samples(params: PreprocessParams, sfreq: float) -> tuple[int, int]:
@@ -185,9 +193,9 @@ def epoch_blocks(
     info = mne.create_info(list(params.ch_names), recording.sfreq, "eeg")
     first, length = epoch_samples(params, recording.sfreq)
     for start in range(0, len(trials), BLOCK):
-        windows = []
+        windows, data = [], recording.data
         for onset in recording.onsets[trials[start : start + BLOCK]] + first:
-            source = recording.data[:, onset : onset + length] if continuous is None else None
+            source = data[:, onset : onset + length] if continuous is None else None
             windows.append(continuous[:, onset : onset + length] if source is None else source[picks] * MICRO)  # type: ignore[index]
         epochs = mne.EpochsArray(
             np.array(windows, dtype=np.float64),
@@ -198,8 +206,8 @@ def epoch_blocks(
         )
         if params.sfreq != recording.sfreq:
             epochs.resample(params.sfreq, verbose=False)
-        data = epochs.get_data(copy=False)
-        yield data[:, :, n_dropped(params) :]
+        del data
+        yield epochs.get_data(copy=False)[:, :, n_dropped(params) :]
 
 
 def n_dropped(params: PreprocessParams) -> int:
@@ -219,13 +227,13 @@ def filtered(recording: Recording, params: PreprocessParams, path: Path) -> np.n
     import mne
 
     assert params.band is not None
-    shape = (params.n_chans, recording.data.shape[1])
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
+    shape = (params.n_chans, recording.source.shape[1])
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
     for row, name in enumerate(params.ch_names):
         line = np.array(recording.data[recording.ch_names.index(name)], dtype=np.float64) * MICRO
+        out = np.lib.format.open_memmap(path, mode="r+")  # a new mapping for each channel, for the same reason
         out[row] = mne.filter.filter_data(line, recording.sfreq, *params.band, verbose=False)
-    out.flush()
-    return out
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _rate(value: Any, path: Path) -> float:

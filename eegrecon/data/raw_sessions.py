@@ -25,6 +25,7 @@ from eegrecon.data.preprocess import (
     chosen_trials,
     epoch_blocks,
     filtered,
+    n_dropped,
     n_times,
     open_recording,
 )
@@ -69,6 +70,7 @@ class RawSource:
         n_chans: int = 63,
         crop: float = 0.0,
         mvnn: str = "epochs",
+        covariance: str = "train",
         repetitions: Sequence[int] = (2, 20),
         seed: int = 20200220,
     ) -> None:
@@ -79,6 +81,7 @@ class RawSource:
             )
         self.params = PreprocessParams(
             sfreq=float(sfreq), tmin=tmin, tmax=tmax, n_chans=n_chans, crop=crop, mvnn=mvnn, seed=seed,
+            covariance=covariance,
             baseline=None if baseline is None else (baseline[0], baseline[1]),
             band=None if band is None else (band[0], band[1]),
             repetitions=(repetitions[0], repetitions[1]),
@@ -122,7 +125,7 @@ class RawSource:
     @property
     def tmin(self) -> float:
         """Time of the first sample in seconds from picture onset."""
-        return self.params.crop
+        return round(self.params.tmin + n_dropped(self.params) / self.params.sfreq, 6)
 
     @property
     def n_times(self) -> int:
@@ -148,7 +151,9 @@ class RawSource:
     def work_bytes(self) -> int:
         """What the intermediate epochs take on the disk."""
         trials = sum(len(places) for table in self.trials.values() for places in table.values())
-        return trials * len(self.ch_names) * self.n_times * 4
+        longest = max(recording.source.shape[1] for recording in self.recordings.values())
+        scratch = 0 if self.params.band is None else longest * len(self.ch_names) * 8
+        return trials * len(self.ch_names) * self.n_times * 4 + scratch
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Partition to (n_images, n_repetitions)."""
@@ -188,9 +193,14 @@ class RawSource:
             epochs = np.load(self._file(session, partition), mmap_mode="r", allow_pickle=False)
             block = np.asarray(epochs[plan[rows, repetitions, 1]], dtype=np.float64)
             if self.params.mvnn != "none":
-                block = np.load(self._file(session, "whitener"), allow_pickle=False) @ block
+                block = self._whitener(session) @ block
             out[rows, repetitions] = block
         return out
+
+    def _whitener(self, session: int) -> np.ndarray:
+        sides = SIDES if self.params.covariance == "both" else SIDES[:1]
+        found = [np.load(self._file(session, f"{side}-covariance"), allow_pickle=False) for side in sides]
+        return whitener(np.mean(found, axis=0))
 
     @cached_property
     def _ready(self) -> bool:
@@ -232,7 +242,7 @@ class RawSource:
         return self.work / f"{subject_name(self.subject)}-ses-{session:02d}-{name}.npy"
 
     def _epochs(self, session: int, side: str) -> Any:
-        """Write one file of epochs (float32, µV, condition by condition) and, for train, the session's whitener."""
+        """Write one file of epochs (float32, µV, condition by condition) and, where needed, their noise covariance."""
         table = self.trials[session, side]
         trials = np.concatenate(list(table.values()))
         target = self._file(session, side)
@@ -247,21 +257,23 @@ class RawSource:
         scratch = self.work / "filtered.npy"
         continuous = None if self.params.band is None else filtered(recording, self.params, scratch)
         covariances = _Covariances(
-            [len(places) for places in table.values()], self.params.mvnn if side == "train" else ""
+            [len(places) for places in table.values()],
+            self.params.mvnn if side == "train" or self.params.covariance == "both" else "none",
         )
         shape = (len(trials), len(self.ch_names), self.n_times)
-        out = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
         start = 0
-        for block in epoch_blocks(recording, trials, self.params, continuous):
-            self._check(recording, block, start, trials)
-            out[start : start + len(block)] = block
-            covariances.add(block)
-            start += len(block)
-            yield len(block)
-        out.flush()
+        with target.open("wb") as file:  # not a mapping: its pages would count as this process's memory
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in epoch_blocks(recording, trials, self.params, continuous):
+                self._check(recording, block, start, trials)
+                file.write(np.ascontiguousarray(block, dtype="<f4").data)
+                covariances.add(block)
+                start += len(block)
+                yield len(block)
         scratch.unlink(missing_ok=True)
         if covariances.mode in ("epochs", "time"):
-            np.save(self._file(session, "whitener"), whitener(covariances.mean), allow_pickle=False)
+            np.save(self._file(session, f"{side}-covariance"), covariances.mean, allow_pickle=False)
         with atomic_write(note) as file:
             file.write(claim.encode())
 

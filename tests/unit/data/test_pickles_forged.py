@@ -7,6 +7,7 @@ import pickle
 import struct
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -124,6 +125,11 @@ FORGED = {
         b"cbuiltins\nset\nq\x000](" + b"K\x01" * 10_000 + b"e\x85q\x010](" + b"h\x00h\x01R" * 2000 + b"e.",
         "4 times its own",
     ),
+    "one list as 2,000 arrays": (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x000(cnumpy\nndarray\n(K\x00tC\x01btq\x010(K\x01(M\x10\x27tcnumpy\ndtype\n"
+        b"VO\n\x85R\x89](" + b"K\x01" * 10_000 + b"etq\x020](" + b"h\x00h\x01Rh\x02b" * 2000 + b"e.",
+        "4 times its own size",
+    ),
     "nothing": (b"", "is empty"),
     "text": (b"hello, this is a letter", "opcode|makes no sense|truncated"),
     "zeros": (bytes(5000), r"opcode b'\\x00'"),
@@ -184,6 +190,25 @@ def test_a_declared_shape_must_be_there(tmp_path, protocol):
         assert forged != text
         path.write_bytes(forged)
         refused(path, rf"shape \({shape}\) and type float64.*holds 48: it is damaged or forged")
+
+
+@pytest.mark.parametrize("protocol", [0, 4])
+def test_a_zip_entry_is_not_left(tmp_path, protocol):
+    """What follows `data.pkl` in the file is no part of it, and it cannot end after the file."""
+    whole = pickle.dumps(["a" * 50, 1], protocol)
+    path = tmp_path / "a.pt"
+    for cut in range(len(whole)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", whole[:cut])
+            archive.writestr("a/data/0", whole[cut:] * 3)
+        refused(path, "truncated or damaged: at byte")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", whole)
+    assert read_watched(path) == ["a" * 50, 1]
+    size = struct.pack("<I", len(whole))
+    central = path.read_bytes().rindex(b"PK\x01\x02")
+    path.write_bytes(path.read_bytes()[:central] + path.read_bytes()[central:].replace(size, b"\0\0\0\1"))
+    refused(path, r"data\.pkl should end at byte 16777256 of \d{3}\):")
 
 
 def small_files():
