@@ -45,7 +45,7 @@ CHAIN = {
     "prepare-data": "source: {{name: raw, args: {{path: {home}/Raw_data}}}}\n",
     "extract-targets": "extends: {pocket}/extract-targets.yaml\n",
     "encoder": "extends: {pocket}/encoder.yaml\nloader: {{batch_size: 32}}\ntrainer: {{max_epochs: 2}}\n",
-    "prior": "extends: {pocket}/prior.yaml\nloader: {{batch_size: 32}}\ntrainer: {{max_epochs: 2}}\n",
+    "prior": "extends: {pocket}/prior.yaml\nloader: {{batch_size: 32}}\ntrainer: {{max_epochs: 5}}\n",
     "reconstruct": "extends: {pocket}/reconstruct.yaml\ngenerator: {{args: {{num_inference_steps: 2}}}}\n",
 }
 
