@@ -138,6 +138,8 @@ def _stream(path: Path, file: BinaryIO) -> tuple[int, int]:
     start, size = file.read(6), os.fstat(file.fileno()).st_size
     if not start:
         raise DataError(f"{path} is empty: copy or download it again.")
+    if start.startswith(b"<"):  # no opcode; what servers send instead of a file
+        raise DataError(f"{path} is a web page, not a recording: download it again, and look at what the link gives.")
     if start.startswith(b"\x93NUMPY"):
         return _after_npy_header(path, file), size
     if start.startswith(b"PK\x03\x04"):
