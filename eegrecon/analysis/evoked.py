@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from eegrecon.artifacts import atomic_write
 
 UNIT_NAMES = {"uV": "µV", "mvnn": "unitless (MVNN)", "zscore": "z-score", "fT": "fT"}
 N_MAPS = 6  # topographies under the curves
+HEAD_RADIUS = 0.095  # metres, of the head that MNE draws
 
 
 @dataclass
@@ -87,8 +89,8 @@ class TrialScan:
 def evoked_figure(scan: TrialScan, title: str) -> Any:
     """Draw the mean response of all channels over time, and its topography at evenly spread peaks.
 
-    Topographies need channel positions: names of the 10-05 system have them, others (MEG sensor names) are drawn as
-    curves only, and the figure says so.
+    Topographies need channel positions: names of the 10-05 system and of CTF's MEG sensors have them, others are drawn
+    as curves only, and the figure says so.
 
     Args:
         scan: What was seen.
@@ -101,9 +103,9 @@ def evoked_figure(scan: TrialScan, title: str) -> Any:
 
     mean, times = scan.mean, scan.tmin + np.arange(scan.mean.shape[1]) / scan.sfreq
     spread = mean.std(axis=0)  # global field power
-    info = _montage(scan.ch_names, scan.sfreq)
-    figure = Figure(figsize=(10, 6 if info is not None else 4.2), layout="constrained")
-    if info is None:
+    places = _places(scan.ch_names, scan.sfreq)
+    figure = Figure(figsize=(10, 6 if places is not None else 4.2), layout="constrained")
+    if places is None:
         curves, maps = figure.subplots(), []
     else:
         grid = figure.add_gridspec(2, N_MAPS, height_ratios=(2, 1))
@@ -115,14 +117,15 @@ def evoked_figure(scan: TrialScan, title: str) -> Any:
     curves.set(xlabel="seconds from picture onset", ylabel=f"mean response, {UNIT_NAMES.get(scan.unit, scan.unit)}")
     curves.legend(loc="upper right", frameon=False)
     curves.spines[["top", "right"]].set_visible(False)
-    note = "" if info is not None else "; no positions known for these channel names, so no topography"
+    note = "" if places is not None else "; no positions known for these channel names, so no topography"
+    title = "\n".join(textwrap.wrap(title, 90))
     figure.suptitle(f"{title}\nmean of {scan.n_trials - scan.not_finite} trials, {len(scan.ch_names)} channels{note}")
-    if info is not None:
+    if places is not None:
         from mne.viz import plot_topomap
 
         limit = float(np.abs(mean).max()) or 1.0
         for axis, peak in zip(maps, _peaks(spread, N_MAPS), strict=True):
-            plot_topomap(mean[:, peak], info, axes=axis, show=False, vlim=(-limit, limit), contours=4, sensors="k,")
+            plot_topomap(mean[:, peak], places, axes=axis, show=False, vlim=(-limit, limit), contours=4, sensors="k,")
             axis.set_title(f"{1000 * times[peak]:.0f} ms", fontsize=10)
             curves.axvline(times[peak], color="0.85", linewidth=0.8, zorder=0)
     return figure
@@ -139,12 +142,20 @@ def _peaks(spread: np.ndarray, count: int) -> list[int]:
     return [int(part[np.argmax(spread[part])]) for part in np.array_split(np.arange(len(spread)), count) if len(part)]
 
 
-def _montage(ch_names: Sequence[str], sfreq: float) -> Any:
-    """MNE info with 10-05 positions, or None where a name has none."""
+def _places(ch_names: Sequence[str], sfreq: float) -> Any:
+    """Where channels are: MNE info with 10-05 positions, flat CTF positions (n, 2), or None if a name has none."""
     import mne
 
-    montage = mne.channels.make_standard_montage("colin27_1005")
-    if len(set(ch_names)) != len(ch_names) or set(ch_names) - set(montage.ch_names):
+    if len(set(ch_names)) != len(ch_names):
         return None
-    info = mne.create_info(list(ch_names), sfreq, "eeg")
-    return info.set_montage(montage)
+    montage = mne.channels.make_standard_montage("colin27_1005")
+    if not set(ch_names) - set(montage.ch_names):
+        return mne.create_info(list(ch_names), sfreq, "eeg").set_montage(montage)
+    layout = mne.channels.read_layout("CTF-275")  # names such as MLC11-2622: the number is the system's
+    flat = {name.split("-")[0]: place[:2] for name, place in zip(layout.names, layout.pos, strict=True)}
+    names = [name.split("-")[0] for name in ch_names]
+    if set(names) - set(flat) or len(set(names)) != len(names):
+        return None
+    found = np.array([flat[name] for name in names])
+    found -= (found.min(axis=0) + found.max(axis=0)) / 2
+    return found / np.linalg.norm(found, axis=1).max() * HEAD_RADIUS

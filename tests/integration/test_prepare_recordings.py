@@ -167,7 +167,8 @@ def test_config(place, refused, override, words):
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from eegrecon.data import conversion, trials
 conversion.BLOCK_BYTES = 1
 append = trials.TrialStoreWriter.append

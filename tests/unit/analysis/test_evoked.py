@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eegrecon.analysis.evoked import TrialScan, evoked_figure, save_figure
+from eegrecon.analysis.evoked import TrialScan, _places, evoked_figure, save_figure
 from eegrecon.data.channels import THINGS_EEG2_CHANNELS
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,12 @@ def test_a_constant_channel_is_named_but_one_that_moves_in_one_trial_is_not():
 
 
 @pytest.mark.parametrize(
-    ("names", "unit", "axes"), [(THINGS_EEG2_CHANNELS, "mvnn", 7), ([f"MLC{i}-1609" for i in range(9)], "fT", 1)]
+    ("names", "unit", "axes"),
+    [
+        (THINGS_EEG2_CHANNELS, "mvnn", 7),
+        (["MLC11-1609", "MRC11-1609", "MLO52-1609", "MRO52-1609", "MZF01-1609"], "zscore", 7),
+        ([f"A{i}" for i in range(9)], "fT", 1),
+    ],
 )
 def test_the_picture_has_maps_where_positions_are_known(tmp_path, names, unit, axes):
     figure = evoked_figure(scan_of(RNG.normal(size=(4, len(names), 60)), ch_names=names, unit=unit), "a file")
@@ -54,3 +59,11 @@ def test_the_picture_has_maps_where_positions_are_known(tmp_path, names, unit, a
     save_figure(figure, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.size[0] == 1100
+
+
+def test_ctf_sensors_lie_as_their_names_say():
+    left, right, back, front = _places(["MLT14-1609", "MRT14-1609", "MZO03-1609", "MZF01-1609"], 200.0)
+    assert left[0] < back[0] < right[0]
+    assert back[1] < left[1] < front[1]
+    assert _places(["MLC11", "unknown"], 200.0) is None
+    assert _places(["O1", "O1"], 200.0) is None
