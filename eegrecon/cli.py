@@ -51,6 +51,8 @@ SUBJECT_HELP = {
 }
 # Blocks that several stages share: an override of one reaches the earlier stages that --upstream makes.
 SHARED = ("data", "target", "trainer", "seed")
+# Blocks of the data verbs alone: with --upstream their overrides go to those verbs and not to the one that is typed.
+DATA_VERBS_ONLY = ("source", "targets", "hardware", "pictures", "brain")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,7 +127,7 @@ def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str
                 words += [f"--{name}", str(getattr(options, name))]
         for override in options.overrides:
             key = override.partition("=")[0]
-            shared = key.split(".")[0] in SHARED and keys_of(verb, key)
+            shared = key.split(".")[0] in (*SHARED, *DATA_VERBS_ONLY) and keys_of(verb, key)
             # SEED changes initialisation, order and sampling, never the data or the simulated brain.
             if shared and (in_run or key != "seed") and override not in words:
                 words.append(override)
@@ -175,7 +177,17 @@ def _config(options: argparse.Namespace) -> Any:
         overrides.append(f"seed={options.seed}")
     file = Path(options.config) if options.config is not None else None
     subject = getattr(options, "subject", None)
-    return load(options.verb, options.exp, file, [*overrides, *options.overrides], subject)
+    own = [
+        word
+        for word in options.overrides
+        if not (getattr(options, "upstream", False) and _goes_upstream(options, word))
+    ]
+    return load(options.verb, options.exp, file, [*overrides, *own], subject)
+
+
+def _goes_upstream(options: argparse.Namespace, word: str) -> bool:
+    root = word.partition("=")[0].split(".")[0]
+    return root in DATA_VERBS_ONLY and not keys_of(options.verb, root)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

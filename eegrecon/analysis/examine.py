@@ -36,6 +36,9 @@ def examine(path: Path, progress: Progress) -> Contents:
         return reader(path, progress)
     except EegreconError as error:
         return Contents("damaged or unknown", problems=[str(error)])
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        said = f"{path} holds values that no recording has ({type(error).__name__}: {error}): get it again."
+        return Contents("damaged or unknown", problems=[said])
 
 
 def _folder(path: Path) -> Callable[[Path, Progress], Contents] | None:

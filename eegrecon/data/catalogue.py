@@ -179,7 +179,8 @@ ENTRIES = (
         ATM_LICENCE,
         note="Published normalised and unnormalised under one name: eegrecon inspect says which it is.",
         then='make extract-targets EXP=things_eeg2/atm_s ARGS="targets.clip-vit-h-14.model.name=feature_file '
-        'targets.clip-vit-h-14.model.args.folder={out}"',
+        "targets.clip-vit-h-14.model.args.folder={out} targets.text-vit-h-14.model.name=feature_file "
+        'targets.text-vit-h-14.model.args.folder={out}"',
     ),
     Entry(
         "vit-l-14-features",

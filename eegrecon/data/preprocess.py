@@ -113,10 +113,6 @@ def open_recording(path: Path, params: PreprocessParams) -> Recording:
     Raises:
         DataError: It is missing, damaged, of another layout or lacks channels.
     """
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist: get the raw session (`eegrecon download --list`), or name the sessions"
-        )
     values = read_pickle(path)
     wanted = (KEY, "ch_names", "ch_types", "sfreq")
     if not isinstance(values, Mapping) or not set(wanted) <= set(values):

@@ -29,7 +29,7 @@ from eegrecon.data.preprocess import (
     n_times,
     open_recording,
 )
-from eegrecon.data.sources import SIDES, file_records, subject_folder
+from eegrecon.data.sources import SIDES, file_records, in_order, subject_folder
 from eegrecon.errors import ConfigError, DataError
 
 FILES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
@@ -215,6 +215,7 @@ class RawSource:
         from sklearn.utils import shuffle
 
         index = self.images.train_index if side == "train" else self.images.test_index
+        in_order(self.images, side, len(index), self.files[self.numbers[0], side])
         found: list[list[tuple[int, int]]] = [[] for _ in index]
         for session in self.numbers:
             place = 0

@@ -296,10 +296,10 @@ def in_order(images: ImageSet, partition: str, n: int, path: Path) -> np.ndarray
         DataError: There are more or fewer pictures than rows; names a concept with an odd number of pictures.
     """
     known = images.train_index if partition == "train" else images.test_index
-    if len(known) != n:
-        sizes = Counter(images.records[i].folder for i in known)
-        usual = Counter(sizes.values()).most_common(1)[0][0] if sizes else 0
-        odd = [f"{folder} holds {size} and most hold {usual}" for folder, size in sizes.items() if size != usual]
+    sizes = Counter(images.records[i].folder for i in known)
+    usual = Counter(sizes.values()).most_common(1)[0][0] if sizes else 0
+    odd = [f"{folder} holds {size} and most hold {usual}" for folder, size in sizes.items() if size != usual]
+    if len(known) != n or odd:  # one picture gone and another too many would shift all rows in between
         hint = f" ({odd[0]})" if odd else ""
         home = images.set_root / IMAGES_FOLDER / FOLDERS[partition]
         raise DataError(

@@ -227,3 +227,12 @@ def test_other_layouts(tmp_path, capfd, layout, damage, message):
     damage(place)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(refused(place, capfd))
+
+
+def test_one_picture_gone_and_another_too_many_is_noticed(tmp_path, capfd):
+    """The total fits, but every row in between would show the wrong picture."""
+    place = Place(tmp_path, "preprocessed")
+    write_preprocessed(place.files / "sub-01", trials())
+    home = place.set_root / "images_set/training_images"
+    (home / "00001_aardvark/aardvark_02s.jpg").rename(home / "00003_bat2/bat2_03s.jpg")
+    assert "and most hold" in refused(place, capfd)

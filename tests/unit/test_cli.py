@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eegrecon import cli
-from eegrecon.errors import DataError
+from eegrecon.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("clean_rank")
 HEAVY = ("torch", "numpy", "lightning", "diffusers", "matplotlib")
@@ -225,3 +225,16 @@ def test_help_and_config_errors_import_nothing_heavy(arguments, code):
 def test_python_dash_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "eegrecon", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("eegrecon ")
+
+
+def test_overrides_of_data_blocks_reach_only_the_data_verbs():
+    words = ["source.name=original", "source.args.path=/x", "targets.a.model.name=feature_file", "loader.batch_size=8"]
+    options = cli._parse(["train-encoder", "--exp", "pocket", "--upstream", *words])
+    made = {command[0]: command for command in cli.upstream_commands(options, cli._config(options))}
+    assert {"source.name=original", "source.args.path=/x"} <= set(made["prepare-data"])
+    assert "targets.a.model.name=feature_file" in made["extract-targets"]
+    assert not any(word.startswith("targets") for word in made["prepare-data"])
+    assert not any(word.startswith("source") for word in made["extract-targets"])
+    assert cli._config(options).loader.batch_size == 8
+    with pytest.raises(ConfigError, match="unknown key 'source'"):
+        cli._config(cli._parse(["train-encoder", "--exp", "pocket", *words]))
