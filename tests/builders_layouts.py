@@ -59,11 +59,12 @@ def write_preprocessed(folder: Path, data: dict[str, np.ndarray], **changes: Any
             pickle.dump(preprocessed(eeg, **changes), file, protocol=4)
 
 
-def write_original(folder: Path, data: dict[str, np.ndarray]) -> None:
-    """`np.save` of a dict: 17 channels, 100 Hz, -0.2 to 0.79 s."""
-    folder.mkdir(parents=True)
+def write_original(folder: Path, data: dict[str, np.ndarray], ch_names: list[str] | None = None) -> None:
+    """`np.save` of a dict: 17 channels, 100 Hz, -0.2 to 0.79 s; in the store's order where no names are given."""
+    folder.mkdir(parents=True, exist_ok=True)
     for side, eeg in data.items():
-        values = preprocessed(eeg, ch_names=list(THINGS_EEG2_CHANNELS[-17:]), times=np.arange(100) / 100 - 0.2)
+        names = ch_names or list(THINGS_EEG2_CHANNELS[-17:])
+        values = preprocessed(eeg, ch_names=names, times=np.arange(100) / 100 - 0.2)
         np.save(folder / NAMES[side], values, allow_pickle=True)
 
 

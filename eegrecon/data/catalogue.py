@@ -212,8 +212,8 @@ ENTRIES = (
         "openneuro", "ds004212", (PublishedFile("derivatives/preprocessed/preprocessed_P{subject}-epo*.fif"),),
         subjects=MEG_SUBJECTS, layout="meg_fif", holds="derivatives/preprocessed", total=36_000_000_000,
         version="2.0.0", set="things_meg",
-        note="Which picture an event is stands in image_paths.csv of things-images: put it beside derivatives/, or set "
-        "source.args.tables to its folder.",
+        note="Which picture an event is stands in image_paths.csv of things-images, found below things/ or beside "
+        "derivatives/; source.args.tables names another folder.",
     ),
     Entry(
         "things-meg-pkl",
@@ -226,6 +226,7 @@ ENTRIES = (
         "things-images",
         "the THINGS picture set and its metadata (image_concept_index.csv, image_paths.csv)",
         "osf", "jum2f", (PublishedFile("*"),), into="things", set="things_meg",
+        note="Unpack the picture archive there: prepare-data links the pictures that were shown.",
     ),
     Entry(
         "things-eeg2-bids",

@@ -143,7 +143,7 @@ def build_images_json(set_root: Path) -> ImageSet:
         The set, as `ImageSet.from_root` would read it.
 
     Raises:
-        DataError: A folder is missing or empty, or is not named `00001_concept`.
+        DataError: A folder is missing or empty, or is not named `00001_concept`, or a picture cannot be read.
     """
     set_root = Path(set_root)
     records: list[ImageRecord] = []
@@ -161,13 +161,20 @@ def build_images_json(set_root: Path) -> ImageSet:
                 raise DataError(f"The picture folder {folder} holds no picture ({', '.join(SUFFIXES)}): remove it.")
             concept_index += 1
             for file in files:
+                try:
+                    content = file.read_bytes()
+                except OSError as error:
+                    raise DataError(
+                        f"The picture {file} cannot be read ({error.strerror or error}): copy it again, or mend the "
+                        "link that it is."
+                    ) from error
                 records.append(
                     ImageRecord(
                         image_id=f"{partition}/{folder.name}/{file.stem}",
                         concept=concept,
                         concept_index=concept_index,
                         path=file.relative_to(set_root).as_posix(),
-                        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                        sha256=hashlib.sha256(content).hexdigest(),
                     )
                 )
     rows = [asdict(record) for record in records]

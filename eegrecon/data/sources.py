@@ -23,6 +23,7 @@ from eegrecon.errors import DataError
 
 SIDES = ("train", "test")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a file, for its fingerprint: 4 MB in all, whatever the file's size
+STORED_AXES = ("pictures", "repetitions", "channels", "samples")
 RATE_TOLERANCE = 0.005  # share by which times may miss the nominal sampling rate
 
 
@@ -114,6 +115,7 @@ class RecordingSource:
     sessions: Mapping[str, np.ndarray]
     scale: float = 1.0
     work_bytes: int = 0
+    channels: tuple[str, ...] | None = None  # the order in which they are given, where it is not the files'
 
     def __post_init__(self) -> None:
         first, second = self.recordings["train"], self.recordings["test"]
@@ -131,7 +133,7 @@ class RecordingSource:
     @property
     def ch_names(self) -> tuple[str, ...]:
         """Channels in order."""
-        return self.recordings["train"].ch_names
+        return self.channels or self.recordings["train"].ch_names
 
     @property
     def sfreq(self) -> float:
@@ -170,7 +172,10 @@ class RecordingSource:
 
     def read(self, partition: str, start: int, stop: int) -> np.ndarray:
         """Rows as (stop - start, n_repetitions, n_chans, n_times) float32."""
-        block = rows_of(self.recordings[partition].data, start, stop)
+        item = self.recordings[partition]
+        block = rows_of(item.data, start, stop)
+        if self.channels is not None:
+            block = block[:, :, [item.ch_names.index(name) for name in self.channels]]
         with np.errstate(over="ignore"):  # an overflow becomes Inf, which the conversion reports
             return (block if self.scale == 1.0 else block * self.scale).astype(np.float32)
 
@@ -214,10 +219,10 @@ def open_recording(path: Path, key: str, *, axes: str, sfreq: float) -> Recordin
         raise DataError(
             f"{key} in {path} is {data.dtype}, expected float16, float32 or float64 numbers: get the file again."
         )
-    if isinstance(data, ArrayRef) and data.fortran:
+    if isinstance(data, ArrayRef) and data.fortran and count > len(STORED_AXES):  # axes cannot be folded in place
         raise DataError(
-            f"{key} in {path} is stored in Fortran order, which cannot be read trial by trial: save it again from "
-            "`np.ascontiguousarray`."
+            f"{key} in {path} is stored in Fortran order, which cannot be read trial by trial where an array has "
+            f"{count} axes: save it again from `np.ascontiguousarray`."
         )
     names = values["ch_names"]
     if not isinstance(names, (list, tuple, np.ndarray)) or not all(isinstance(name, str) for name in names):

@@ -29,6 +29,13 @@ FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_tes
 PT_FILES = {"train": "train.pt", "test": "test.pt"}
 AXES = "pictures, repetitions, channels, samples"
 ORDER = "put data and names in order"
+# `ch_names` of the authors' files: picked from the recording by a pattern (eeg_encoding 02_eeg_preprocessing), they
+# keep the recording's order.
+# fmt: off
+RECORDED = (
+    "Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2",
+)
+# fmt: on
 
 
 def preprocessed(subject: int, images: ImageSet, work: Path, path: str, sfreq: float = 250.0) -> RecordingSource:
@@ -61,15 +68,16 @@ def original(subject: int, images: ImageSet, work: Path, path: str, sfreq: float
     """`<path>/sub-XX/preprocessed_eeg_{training,test}.npy` of the data set's authors (eeg_encoding).
 
     float64 (16540, 4, 17, 100) and (200, 80, 17, 100) in a dict by `np.save`; -0.2 to 0.79 s; unitless after MVNN.
+    The published files have the channels in the recording's order; they are given in that of THINGS_EEG2_POSTERIOR.
     Arguments and errors as of `preprocessed`.
     """
-    note = {
+    note: dict[str, Any] = {
         "recipe": "eeg_encoding 02_eeg_preprocessing",
         "filter": None,
         "baseline": [-0.2, 0.0],
         "mvnn": "time, mean covariance of both partitions",
     }
-    return _pickled(subject, images, path, sfreq, note)
+    return _pickled(subject, images, path, sfreq, note, recorded=RECORDED)
 
 
 def pt(subject: int, images: ImageSet, work: Path, path: str, sfreq: float = 250.0) -> RecordingSource:
@@ -98,11 +106,25 @@ def pt(subject: int, images: ImageSet, work: Path, path: str, sfreq: float = 250
     )
 
 
-def _pickled(subject: int, images: ImageSet, path: str, sfreq: float, note: dict[str, Any]) -> RecordingSource:
+def _pickled(
+    subject: int,
+    images: ImageSet,
+    path: str,
+    sfreq: float,
+    note: dict[str, Any],
+    recorded: tuple[str, ...] = (),
+) -> RecordingSource:
+    """Both files; channels in the order `recorded` are put into the order of the store."""
     folder = subject_folder(Path(path), subject, FILES["train"])
     key = "preprocessed_eeg_data"
     recordings = {side: open_recording(folder / name, key, axes=AXES, sfreq=sfreq) for side, name in FILES.items()}
-    _check_channels(recordings)
+    channels = None
+    if recorded and all(item.ch_names == recorded for item in recordings.values()):
+        channels = THINGS_EEG2_POSTERIOR
+        note |= {"ch_names_in_files": list(recorded), "channels": f"reordered to {', '.join(channels)}"}
+    else:
+        fix = f"{ORDER}, or in the published files' own ({', '.join(recorded)})" if recorded else ORDER
+        _check_channels({side: item for side, item in recordings.items() if item.ch_names != recorded}, fix)
     return RecordingSource(
         subject=subject,
         unit="mvnn",
@@ -110,12 +132,13 @@ def _pickled(subject: int, images: ImageSet, path: str, sfreq: float, note: dict
         recordings=recordings,
         index={side: in_order(images, side, item.data.shape[0], item.path) for side, item in recordings.items()},
         sessions={side: unknown_sessions(item) for side, item in recordings.items()},
+        channels=channels,
     )
 
 
-def _check_channels(recordings: dict[str, Recording]) -> None:
+def _check_channels(recordings: dict[str, Recording], fix: str = ORDER) -> None:
     for item in recordings.values():
-        check_order(item.ch_names, (THINGS_EEG2_CHANNELS, THINGS_EEG2_POSTERIOR), item.path, ORDER)
+        check_order(item.ch_names, (THINGS_EEG2_CHANNELS, THINGS_EEG2_POSTERIOR), item.path, fix)
 
 
 def _table(item: Recording, key: str, kinds: str) -> np.ndarray | None:

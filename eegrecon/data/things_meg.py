@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from eegrecon.data.sources import (
     subject_folder,
     unknown_sessions,
 )
+from eegrecon.data.things_pictures import THINGS_FOLDER, find_table, link_shown_pictures, read_table
 from eegrecon.errors import DataError
 
 PKL_FILES = {"train": "preprocessed_meg_training.pkl", "test": "preprocessed_meg_zs_test.pkl"}
@@ -140,7 +141,8 @@ def meg_fif(
         images: The set's pictures.
         work: Not needed.
         path: The data set's folder, or the one with the epochs.
-        tables: The folder with `image_paths.csv`; default: `path`, or a folder above the epochs.
+        tables: The folder with `image_paths.csv` (now `image-paths.csv`); default: `path`, a folder above the epochs,
+            or somewhere below the set's folder `things`.
         tmin: First time that is kept, in seconds from picture onset.
         tmax: Last time that is kept.
 
@@ -149,13 +151,7 @@ def meg_fif(
     """
     fif = _find_epochs(Path(path), subject)
     around = [Path(tables)] if tables else [Path(path), *list(fif.parents)[:4]]
-    table = next((folder / "image_paths.csv" for folder in around if (folder / "image_paths.csv").is_file()), None)
-    if table is None:
-        raise DataError(
-            f"image_paths.csv, which says which picture an event of {fif} is, lies in none of "
-            f"{', '.join(map(str, dict.fromkeys(around)))}: get it from THINGS' metadata (OSF jum2f), or set "
-            "source.args.tables to its folder."
-        )
+    table = _table(around, None if tables else images.set_root / THINGS_FOLDER, fif)
     epochs = _open_epochs(fif)
     picks = np.flatnonzero([kind == "mag" for kind in epochs.get_channel_types()])
     inside = np.flatnonzero((epochs.times > tmin - 1e-6) & (epochs.times < tmax + 1e-6))
@@ -166,7 +162,7 @@ def meg_fif(
             "tmax, or get the file again."
         )
     events = np.asarray(epochs.events[:, 2], dtype=np.int64)
-    trials, index = _sort(events, _stems(table), images, fif)
+    trials, index = _sort(events, [picture.stem for picture in read_table(table)], images, fif)
     scale, unit = _scale(_load(epochs, trials["train"][0, :1], picks, fif))
     continuations = sorted(fif.parent.glob(f"{fif.name.removesuffix('.fif')}-*.fif"))
     return EpochsSource(
@@ -186,6 +182,34 @@ def meg_fif(
         number_of_session=_sessions(epochs, around, subject),
         scale=scale,
     )
+
+
+def link_pictures(set_root: Path, subject: int, path: str, tables: str = "") -> None:
+    """Link the pictures that a subject's epochs show from THINGS' flat folders into `<set_root>/images_set`.
+
+    Arguments as of `meg_fif`; see `link_shown_pictures`.
+
+    Raises:
+        DataError: A file or a picture is missing or damaged, or they do not fit.
+    """
+    fif = _find_epochs(Path(path), subject)
+    around = [Path(tables)] if tables else [Path(path), *list(fif.parents)[:4]]
+    table = _table(around, None if tables else set_root / THINGS_FOLDER, fif)
+    events = np.asarray(_open_epochs(fif).events[:, 2], dtype=np.int64)
+    _check_numbers(events, len(read_table(table)), fif)
+    link_shown_pictures(set_root, events[events != CATCH], table)
+
+
+def _table(around: Sequence[Path], below: Path | None, fif: Path) -> Path:
+    table = find_table(around, below)
+    if table is None:
+        places = ", ".join(map(str, dict.fromkeys(around)))
+        raise DataError(
+            f"image_paths.csv, which says which picture an event of {fif} is, lies in none of "
+            f"{places}{'' if below is None else f', nor below {below}'}: get it from THINGS' metadata (OSF jum2f), or "
+            "set source.args.tables to its folder."
+        )
+    return table
 
 
 def _find_epochs(path: Path, subject: int) -> Path:
@@ -220,14 +244,13 @@ def _load(epochs: Any, rows: np.ndarray, picks: np.ndarray, fif: Path) -> np.nda
     return np.asarray(data)
 
 
-def _stems(table: Path) -> list[str]:
-    """The names of all pictures, by number from 1: `images/aardvark/aardvark_01b.jpg` is `aardvark_01b`."""
-    with table.open(newline="", encoding="utf-8") as file:
-        lines = [line[0].strip() for line in csv.reader(file) if line]
-    names = [PurePosixPath(line).stem for line in lines]
-    if not names or not all("/" in line for line in lines):
-        raise DataError(f"{table} must list pictures such as images/aardvark/aardvark_01b.jpg: get it again.")
-    return names
+def _check_numbers(events: np.ndarray, n_pictures: int, fif: Path) -> None:
+    wrong = np.flatnonzero((events != CATCH) & ((events < 1) | (events > n_pictures)))
+    if len(wrong):
+        raise DataError(
+            f"Trial {wrong[0]} of {fif} has the event {events[wrong[0]]}, expected a picture's number from 1 to "
+            f"{n_pictures} or {CATCH} (catch trial): get the file again, or the image_paths.csv that belongs to it."
+        )
 
 
 def _sort(
@@ -241,14 +264,10 @@ def _sort(
     index_of = {record.image_id.rsplit("/", 1)[1]: i for i, record in enumerate(images.records)}
     test_concepts = {images.records[i].concept for i in images.test_index}
     rows: dict[int, list[int]] = {i: [] for i in range(len(images))}
+    _check_numbers(events, len(stems), fif)
     for row, event in enumerate(events.tolist()):
         if event == CATCH:
             continue
-        if not 1 <= event <= len(stems):
-            raise DataError(
-                f"Trial {row} of {fif} has the event {event}, expected a picture's number from 1 to {len(stems)} or "
-                f"{CATCH} (catch trial): get the file again, or the image_paths.csv that belongs to it."
-            )
         stem = stems[event - 1]
         if stem in index_of:
             rows[index_of[stem]].append(row)

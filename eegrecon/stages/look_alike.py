@@ -7,6 +7,7 @@ A tool, not a stage: it has no config, no manifest and no part in the chain. Wha
 from __future__ import annotations
 
 import argparse
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress
 
+    from eegrecon.pocket.lookalike import Layout
     from eegrecon.pocket.lookalike.signals import Signals
 
 EYE_PIXELS, SHAPE_LEVEL, SHAPE_PIXELS = 48, 1, 128  # what the simulated brain sees, as in prepare-data
@@ -23,6 +25,7 @@ FEATURE_LEVEL = 0  # EfficientNet-Lite of the feature files: not the network tha
 # The brain's shape code rests on 60 leading axes of the training pictures' features (pocket.features.shape_code): with
 # fewer pictures than axes, a test picture would drive it a hundred times too hard. It is shown others beside them.
 FEWEST_TRAIN = 120
+EEG_EXPERIMENT, MEG_EXPERIMENT = "things_eeg2/atm_s", "things_meg/atm_s"
 GAIN = 1.2  # of the frozen pocket brain (experiments/pocket/prepare-data.yaml)
 
 
@@ -93,7 +96,31 @@ def run(options: argparse.Namespace) -> int:
                 onset_gap=options.gap, seed=options.seed, progress=partial(progress.advance, task),
             )  # fmt: skip
             progress.update(task, completed=trials)
+    _say_next(options.layout, layout, out, subjects, not options.no_pictures)
     return 0
+
+
+def _say_next(name: str, layout: Layout, out: Path, subjects: list[int], pictures: bool) -> None:
+    """Print the command that makes trial stores of what was written."""
+    from rich.console import Console
+
+    say = partial(Console(highlight=False, markup=False, emoji=False).print, soft_wrap=True)
+    if not pictures:
+        say("prepare-data needs the pictures too: leave out --no-pictures to go on with it.")
+        return
+    home = out.resolve()  # the folder is the set's own: its pictures are there, and its stores go there
+    words = [
+        "eegrecon",
+        "prepare-data",
+        "--exp",
+        MEG_EXPERIMENT if layout.meg else EEG_EXPERIMENT,
+        f"data.root={home.parent}",
+        f"data.set={home.name}",
+        f"data.subjects=[{','.join(map(str, subjects))}]",
+        f"source.name={name}",
+        f"source.args.path={home if name == 'meg_fif' else home / layout.folder}",
+    ]
+    say(f"Go on with:\n    {shlex.join(words)}")
 
 
 class _Brains:

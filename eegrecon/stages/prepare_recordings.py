@@ -1,6 +1,7 @@
 """`prepare-data` from recordings: published files in any known layout become trial stores, streamed and checked.
 
 The pictures must lie in `<root>/<set>/images_set/{training_images,test_images}`; they are listed and checked, not made.
+Where THINGS-MEG's epochs are read and that folder is absent, THINGS' own flat folders are linked there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from eegrecon.data.layout import IMAGES_FOLDER, IMAGES_JSON, subject_name, trial
 from eegrecon.data.sources import SIDES, TrialSource
 from eegrecon.data.trials import CLAIM, HEADER
 from eegrecon.errors import DataError, EegreconError
-from eegrecon.registry import resolve
+from eegrecon.registry import check_args, lookup, resolve
 from eegrecon.stages.disk import require_free
 from eegrecon.stages.progress import progress_bars
 
@@ -51,12 +52,29 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     files are no longer there is up to date.
     """
     with progress_bars() as progress:
+        _link_pictures(cfg, directory)
         images = _pictures(directory, progress)
         sources = {subject: _open(cfg, directory, subject, images, overwrite) for subject in cfg.data.subjects}
         _check_disk(directory, sources, overwrite)
         for subject, source in sources.items():
             manifest = _subject(cfg, directory, subject, source, images, command, overwrite, progress)
     return manifest
+
+
+def _link_pictures(cfg: Any, directory: Path) -> None:
+    """Make `images_set` where it is absent and the source knows which of THINGS' pictures were shown.
+
+    Raises:
+        ConfigError: The source's arguments are wrong.
+        DataError: The recording, THINGS' list or a picture is missing or damaged.
+    """
+    if cfg.source.name != "meg_fif" or (directory / IMAGES_FOLDER).exists():
+        return
+    from eegrecon.data.things_meg import link_pictures
+
+    args = cfg.source.args
+    check_args(lookup(SOURCES, cfg.source.name), cfg.source, dict.fromkeys(("subject", "images", "work")))
+    link_pictures(directory, cfg.data.subjects[0], str(args["path"]), str(args.get("tables", "")))
 
 
 def _pictures(directory: Path, progress: Progress) -> ImageSet:

@@ -20,7 +20,12 @@ from eegrecon.pocket.lookalike.pickling import (
 from eegrecon.pocket.lookalike.pictures import LookAlikeSet
 from eegrecon.pocket.lookalike.signals import Signals, blocks, epochs, resample, whitener
 
-N_POSTERIOR = 17  # the original files' channels are the last 17 of the 63 (atm.md 1.2)
+# The original files' channels are the last 17 of the 63, in the order in which they stand in the recording.
+# fmt: off
+RECORDED = (
+    "Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2",
+)
+# fmt: on
 FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 Progress = Callable[[int], None] | None
 
@@ -69,10 +74,11 @@ def write_original(
 ) -> list[Path]:
     """Write the files of eeg_encoding's `02_eeg_preprocessing`: `np.save`d dicts, 17 channels, 100 Hz, -0.2-0.79 s.
 
-    float64, unitless; whitened with the 63-channel matrix, of which the 17 rows are kept.
+    float64, unitless; whitened with the 63-channel matrix, of which the 17 rows are kept, in the recording's order.
     """
-    white = whitener(signals, range(pictures.n_train), repetitions["train"])[-N_POSTERIOR:]
-    names, n_times = list(CH_NAMES[-N_POSTERIOR:]), 100
+    rows_of_17 = [CH_NAMES.index(name) for name in RECORDED]
+    white = whitener(signals, range(pictures.n_train), repetitions["train"])[rows_of_17]
+    n_times = 100
 
     def stream(side: str) -> Callable[[BinaryIO], None]:
         def fill(file: BinaryIO) -> None:
@@ -85,10 +91,10 @@ def write_original(
 
     files = []
     for side, name in FILES.items():
-        shape = (len(rows(pictures, side)), repetitions[side], N_POSTERIOR, n_times)
+        shape = (len(rows(pictures, side)), repetitions[side], len(RECORDED), n_times)
         value = {
             "preprocessed_eeg_data": LargeArray(shape, np.dtype(np.float64), stream(side)),
-            "ch_names": names,
+            "ch_names": list(RECORDED),
             "times": epoch_times(n_times, 100.0),
         }
         files.append(write_file(folder / name, npy_object_parts(value)))

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from eegrecon.pocket.forward import CH_NAMES
-from eegrecon.pocket.lookalike.eeg import N_POSTERIOR, Progress, rows, sessions
+from eegrecon.pocket.lookalike.eeg import RECORDED, Progress, rows, sessions
 from eegrecon.pocket.lookalike.pickling import LargeArray, npy_object_parts, write_file
 from eegrecon.pocket.lookalike.pictures import LookAlikeSet
 from eegrecon.pocket.lookalike.signals import Signals, epochs, resample
@@ -20,9 +20,9 @@ TARGET_EVERY = 16  # one catch trial for so many pictures
 BEFORE, AFTER = 200, 1100  # samples of a trial before and after its onset; MNE's epochs to 1.0 s include 1.0 s itself
 LEAD = 700  # samples before the first onset
 NAMES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
-# The recording's own order is not that of the preprocessed files; of it we know only that its 17 posterior channels
-# come in their order, because the original preprocessing picks them without sorting (atm.md 1.2).
-RAW_CH_NAMES = (*CH_NAMES[-N_POSTERIOR:], *CH_NAMES[-N_POSTERIOR - 1 :: -1])
+# The recording's own order is not that of the preprocessed files; of it we know only how its 17 posterior channels
+# follow each other, because the original preprocessing picks them without sorting.
+RAW_CH_NAMES = (*RECORDED, *(name for name in reversed(CH_NAMES) if name not in RECORDED))
 
 
 def write_raw(

@@ -65,6 +65,59 @@ def test_original(tmp_path, images):
     assert np.array_equal(whole(source, "train"), data["train"].astype(np.float32))
 
 
+# `ch_names` of the authors' files, and the last 17 of the 63.
+PUBLISHED = ["Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"]
+STORED = ["P7", "P5", "P3", "P1", "Pz", "P2", "P4", "P6", "P8", "PO7", "PO3", "POz", "PO4", "PO8", "O1", "Oz", "O2"]
+
+
+def test_original_channels_come_into_the_stores_order(tmp_path, images):
+    """Every channel's values are its own number, by which its name is known wherever it lands."""
+    number = {name: 10.0 * i for i, name in enumerate(sorted(PUBLISHED), start=1)}
+    data = trials(chans=17, samples=100)
+    for eeg in data.values():
+        eeg += np.array([number[name] for name in PUBLISHED])[:, None]
+    write_original(tmp_path / "files/sub-01", data, PUBLISHED)
+    source = opened(original, images, tmp_path / "files")
+    assert list(source.ch_names) == STORED
+    for side in ("train", "test"):
+        means = whole(source, side).mean(axis=(0, 1, 3))
+        assert [min(number, key=lambda name, mean=mean: abs(number[name] - mean)) for mean in means] == STORED
+    assert np.array_equal(source.read("train", 2, 4)[1, 3, 4], data["train"][3, 3, 0].astype(np.float32))  # Pz
+    assert source.preprocessing["ch_names_in_files"] == PUBLISHED
+    assert source.preprocessing["channels"] == f"reordered to {', '.join(STORED)}"
+    write_original(tmp_path / "files/sub-01", data, STORED)
+    plain = opened(original, images, tmp_path / "files")
+    assert np.array_equal(plain.read("train", 0, 1), data["train"][:1].astype(np.float32))
+    assert "channels" not in plain.preprocessing
+
+
+def test_original_in_any_other_order_is_refused(tmp_path, images):
+    data, other = trials(chans=17, samples=100), swapped(PUBLISHED)
+    write_original(tmp_path / "files/sub-01", data, other)
+    with pytest.raises(
+        DataError, match=r"same 17 names in another order .*: put data and names in order, or in the pub"
+    ):
+        opened(original, images, tmp_path / "files")
+    write_original(tmp_path / "files/sub-01", {"train": data["train"]}, STORED)
+    write_original(tmp_path / "files/sub-01", {"test": data["test"]}, PUBLISHED)
+    with pytest.raises(DataError, match="differ in their channels"):
+        opened(original, images, tmp_path / "files")
+    write_preprocessed(  # the other readers know the store's order alone
+        tmp_path / "files/sub-01", data, ch_names=PUBLISHED, times=np.arange(100) / 100 - 0.2
+    )
+    with pytest.raises(DataError, match="same 17 names in another order"):
+        opened(preprocessed, images, tmp_path / "files", sfreq=100.0)
+
+
+def test_fortran_order(tmp_path, images):
+    data = trials()
+    write_preprocessed(tmp_path / "files/sub-01", {side: np.asfortranarray(eeg) for side, eeg in data.items()})
+    source = opened(preprocessed, images, tmp_path / "files")
+    assert source.recordings["train"].data.fortran  # so it is read where it lies
+    for side in ("train", "test"):
+        assert np.array_equal(whole(source, side), data[side].astype(np.float32))
+
+
 def test_pt_names_its_pictures_and_sessions(tmp_path, images):
     data = trials()
     order = [3, 0, 5, 1, 4, 2]
@@ -103,7 +156,6 @@ def swapped(names):
         ({"preprocessed_eeg_data": [1, 2]}, "shape list of 2, expected"),
         ({"preprocessed_eeg_data": np.zeros((6, 4, 63, 250), np.int32)}, "is int32, expected float16"),
         ({"preprocessed_eeg_data": np.zeros((6, 4, 63, 250), complex)}, "is complex128, expected float16"),
-        ({"preprocessed_eeg_data": np.asfortranarray(np.ones((6, 4, 63, 250)))}, "Fortran order"),
         ({"preprocessed_eeg_data": np.zeros((5, 4, 63, 250))}, "trials for 5 train pictures, but .* holds 6"),
     ],
 )

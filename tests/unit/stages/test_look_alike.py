@@ -1,5 +1,9 @@
 """The verb `look-alike`: options to files, errors as one sentence."""
 
+import json
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +34,29 @@ def test_noise_with_pictures_and_features(tmp_path):
     # Another layout of the same pictures goes into the same folder.
     assert run(tmp_path, "--layout", "raw", "--signal", "noise") == 0
     assert len(list(tmp_path.glob("Raw_data/sub-01/ses-0?/*.npy"))) == 8
+
+
+@pytest.mark.parametrize("layout", ["preprocessed", "original", "pt", "raw", "meg_fif", "meg_pkl"])
+def test_the_printed_command_goes_on(tmp_path, monkeypatch, capsys, layout):
+    """What is printed after a look-alike is run as it stands, in a folder with a name that a shell would split."""
+    monkeypatch.chdir(tmp_path)
+    out = Path("my things")
+    assert run(out, "--layout", layout, "--signal", "noise", "--subject", "2") == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[0] == "Go on with:"
+    program, *words = shlex.split(said[1])
+    assert (program, words[0]) == ("eegrecon", "prepare-data")
+    assert cli.main(words) == 0
+    header = json.loads((out / "trials/sub-02/header.json").read_text())
+    n_chans = {"original": 17}.get(layout, 271 if layout.startswith("meg") else 63)
+    assert (header["subject"], len(header["ch_names"])) == (2, n_chans)
+    if layout == "original":
+        assert "reordered" in header["preprocessing"]["channels"]
+
+
+def test_without_pictures_there_is_nothing_to_go_on_with(tmp_path, capsys):
+    assert run(tmp_path, "--layout", "pt", "--signal", "noise", "--no-pictures") == 0
+    assert "leave out --no-pictures" in capsys.readouterr().out
 
 
 def test_defaults_of_meg(tmp_path):
