@@ -14,6 +14,7 @@ from eegrecon.analysis.evoked import TrialScan
 from eegrecon.artifacts import MANIFEST, read_manifest
 from eegrecon.data.images import FOLDERS, SUFFIXES, ImageSet
 from eegrecon.data.layout import IMAGES_FOLDER, IMAGES_JSON
+from eegrecon.data.sources import Recording
 from eegrecon.data.targets import TargetStore
 from eegrecon.data.trials import HEADER, PARTITIONS, TrialStore
 from eegrecon.errors import EegreconError
@@ -31,12 +32,22 @@ class Contents:
         facts: Name to value, as text.
         problems: What is wrong, one sentence each; empty if nothing is.
         scan: The trials' mean response, if there are any.
+        recording: A recording that its reader has opened, to be checked against its partner.
     """
 
     kind: str
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     scan: TrialScan | None = None
+    recording: Recording | None = None
+
+    def include(self, name: str, part: Contents) -> None:
+        """Add a part: a line of what it holds, its problems, and its mean response if there is none yet."""
+        sides = [f"{side}: {part.facts[side]}" for side in ("train", "test", "data") if side in part.facts]
+        state = "" if not part.problems else "DAMAGED; "
+        self.facts[name] = state + "; ".join([part.kind, *sides])
+        self.problems += part.problems
+        self.scan = self.scan or part.scan
 
 
 def trial_store(path: Path, progress: Progress) -> Contents:
@@ -44,8 +55,8 @@ def trial_store(path: Path, progress: Progress) -> Contents:
     found = Contents("trial store")
     images = None
     if (path.parent.parent / IMAGES_JSON).is_file():
-        images = _try(found, lambda: ImageSet.from_root(path.parent.parent))
-    store = _try(found, lambda: TrialStore(path, images))
+        images = check(found, lambda: ImageSet.from_root(path.parent.parent))
+    store = check(found, lambda: TrialStore(path, images))
     if store is None:
         return found
     found.facts |= {
@@ -59,7 +70,7 @@ def trial_store(path: Path, progress: Progress) -> Contents:
     for partition in PARTITIONS:
         if f"{partition}_eeg.npy" not in store.header["files"]:
             continue
-        side = _try(found, lambda name=partition: store.open(name, verify=True))  # type: ignore[misc]
+        side = check(found, lambda name=partition: store.open(name, verify=True))  # type: ignore[misc]
         if side is None:
             continue
         n, repetitions = side.eeg.shape[:2]
@@ -72,13 +83,13 @@ def trial_store(path: Path, progress: Progress) -> Contents:
 def target_store(path: Path, progress: Progress) -> Contents:
     """A target store: its header, the hash and every value of its files."""
     found = Contents("target store")
-    store = _try(found, lambda: TargetStore(path))
+    store = check(found, lambda: TargetStore(path))
     if store is None:
         return found
     found.facts |= {key: str(store.header[key]) for key in ("kind", "model", "weights_tag", "layer", "transform")}
     found.facts["one target"] = f"{store.shape}, stored as the model gave it"
     for partition in ("train", "test"):
-        opened = _try(found, lambda name=partition: store.open(name, verify=True))  # type: ignore[misc]
+        opened = check(found, lambda name=partition: store.open(name, verify=True))  # type: ignore[misc]
         if opened is None:
             continue
         values = opened[0]
@@ -95,7 +106,7 @@ def target_store(path: Path, progress: Progress) -> Contents:
 def stage_directory(path: Path, progress: Progress) -> Contents:
     """A finished stage: its manifest, and the hash of every file it lists."""
     found = Contents("stage directory")
-    if _try(found, lambda: read_manifest(path)) is None:
+    if check(found, lambda: read_manifest(path)) is None:
         return found
     manifest = read_manifest(path, verify=False)
     found.kind = f"stage directory of {manifest.stage}"
@@ -178,7 +189,7 @@ def pictures(path: Path, progress: Progress) -> Contents:
 def set_folder(path: Path, progress: Progress) -> Contents:
     """A set's folder `<root>/<set>`: its picture list against the pictures, and the stores it holds."""
     found = Contents("a set's folder")
-    images = _try(found, lambda: ImageSet.from_root(path))
+    images = check(found, lambda: ImageSet.from_root(path))
     if images is not None:
         found.facts["pictures"] = f"{len(images.train_index)} training, {len(images.test_index)} test"
         missing = [record.path for record in images.records if not (path / record.path).is_file()]
@@ -187,13 +198,15 @@ def set_folder(path: Path, progress: Progress) -> Contents:
                 f"{len(missing)} of the {len(images)} pictures that {path / IMAGES_JSON} lists are missing (the first "
                 f"is {missing[0]}): copy them back, or make the list again with `eegrecon prepare-data`."
             )
-    for kind in ("trials", "targets"):
-        for store in sorted((path / kind).glob("*")):
-            if store.is_dir():
-                state = "finished" if (store / HEADER).is_file() else "unfinished"
-                found.facts[f"{kind}/{store.name}"] = f"{state}; look at it with `eegrecon inspect {store}`"
+    for kind, reader in (("trials", trial_store), ("targets", target_store)):
+        for store in sorted(folder for folder in (path / kind).glob("*") if folder.is_dir()):
+            name = f"{kind}/{store.name}"
+            if (store / HEADER).is_file():
+                found.include(name, reader(store, progress))
+            else:
+                found.facts[name] = "unfinished; the same command continues it"
     if (path / IMAGES_FOLDER).is_dir():
-        found.problems += pictures(path / IMAGES_FOLDER, progress).problems
+        found.include(IMAGES_FOLDER, pictures(path / IMAGES_FOLDER, progress))
     return found
 
 
@@ -256,7 +269,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _try(found: Contents, read: Callable[[], Any]) -> Any:
+def check(found: Contents, read: Callable[[], Any]) -> Any:
     """What `read` gives, or None and one more problem."""
     try:
         return read()

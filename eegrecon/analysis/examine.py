@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eegrecon.analysis import foreign
-from eegrecon.analysis.contents import Contents, Progress, own_folder
+from eegrecon.analysis.contents import Contents, Progress, check, own_folder, pictures, set_folder
+from eegrecon.data.layout import IMAGES_FOLDER
+from eegrecon.data.sources import Recording, check_pair
 from eegrecon.errors import DataError, EegreconError
 
 MAGIC_NPY, MAGIC_ZIP, MAGIC_PICKLE = b"\x93NUMPY", b"PK", b"\x80"
@@ -43,10 +45,28 @@ def examine(path: Path, progress: Progress) -> Contents:
 
 def _folder(path: Path) -> Callable[[Path, Progress], Contents] | None:
     own = own_folder(path)
-    if own is not None:
+    if own is not None and own is not set_folder:
         return own
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _file(file) is not None]
-    return _many(files) if files else None
+    files = _recordings(path)
+    if own is None:
+        return _many(files) if files or (path / IMAGES_FOLDER).is_dir() else None
+
+    def read(path: Path, progress: Progress) -> Contents:
+        found = own(path, progress)
+        return _include_files(found, path, files, progress)
+
+    return read
+
+
+def _recordings(path: Path) -> list[Path]:
+    """Files below a folder that some reader knows; stores and pictures are looked at as folders."""
+    skipped = {path / name for name in (IMAGES_FOLDER, "trials", "targets", "things")}
+    inside = (file for part in sorted(path.iterdir()) if part not in skipped for file in _files(part))
+    return [file for file in inside if _file(file) is not None]
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def _many(files: list[Path]) -> Callable[[Path, Progress], Contents]:
@@ -54,14 +74,25 @@ def _many(files: list[Path]) -> Callable[[Path, Progress], Contents]:
 
     def read(path: Path, progress: Progress) -> Contents:
         found = Contents(f"a folder of {len(files)} files")
-        for file in files:
-            part = examine(file, progress)
-            found.facts[str(file.relative_to(path))] = part.kind + ("" if not part.problems else ": DAMAGED")
-            found.problems += part.problems
-            found.scan = found.scan or part.scan
-        return found
+        if (path / IMAGES_FOLDER).is_dir():
+            found.include(IMAGES_FOLDER, pictures(path / IMAGES_FOLDER, progress))
+        return _include_files(found, path, files, progress)
 
     return read
+
+
+def _include_files(found: Contents, path: Path, files: list[Path], progress: Progress) -> Contents:
+    """Each file, and whether those of one subject (one folder) belong together."""
+    opened: dict[Path, Recording] = {}
+    for file in files:
+        part = examine(file, progress)
+        found.include(str(file.relative_to(path)), part)
+        if part.recording is None:
+            continue
+        other = opened.setdefault(file.parent, part.recording)
+        if other is not part.recording:
+            check(found, lambda one=part.recording, two=other: check_pair(two, one))  # type: ignore[misc]
+    return found
 
 
 def _file(path: Path) -> Callable[[Path, Progress], Contents] | None:

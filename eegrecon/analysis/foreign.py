@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from eegrecon.analysis.contents import BLOCK_BYTES, Contents, Progress, blocks_of, channels_text, time_text, with_scan
+from eegrecon.analysis.contents import (
+    BLOCK_BYTES,
+    Contents,
+    Progress,
+    blocks_of,
+    channels_text,
+    check,
+    time_text,
+    with_scan,
+)
 from eegrecon.analysis.evoked import TrialScan
-from eegrecon.data.channels import THINGS_EEG2_CHANNELS
 from eegrecon.data.pickles import ArrayRef, map_rows, read_pickle
+from eegrecon.data.recording_checks import check_file
 from eegrecon.errors import DataError
 
 # Keys that tell the published layouts apart (facts of EEG_Image_decode, eeg_encoding, UBP and THINGS-MEG).
@@ -51,62 +60,22 @@ def pickled(path: Path, progress: Progress) -> Contents:
 
 
 def _trials(path: Path, values: Mapping[str, Any], key: str, kind: str, progress: Progress) -> Contents:
-    """Trials in an array whose last axes are channels and samples."""
+    """Trials in an array whose last axes are channels and samples; what is wrong is said as `prepare-data` would."""
     found = Contents(kind)
-    lacking = [name for name in ("ch_names", "times") if name not in values]
-    data = values[key]
-    shape = tuple(getattr(data, "shape", ()))
-    if lacking or len(shape) < 3:
-        found.problems.append(
-            f"{path} must hold {key} (…, channels, samples) with ch_names and times, but {key} has the shape {shape} "
-            f"and {', '.join(lacking) or 'nothing'} is missing: get the file again."
-        )
+    found.facts["data"] = f"{key} {_describe(values[key])}"
+    found.recording = item = check(found, lambda: check_file(path, key))
+    if item is None:
         return found
-    names, times = [str(name) for name in values["ch_names"]], np.asarray(values["times"], dtype=np.float64).ravel()
-    # The ATM/NICE files drop the 50 baseline samples from the data but keep their times (EEG_Image_decode 49cb3a2).
-    extra = len(times) - shape[-1]
     found.facts |= {
-        "data": f"{key} {shape}, {data.dtype}",
-        "channels": channels_text(names),
+        "channels": channels_text(item.ch_names),
+        "time": time_text(item.tmin, item.data.shape[-1], item.sfreq),
         "other keys": ", ".join(str(name) for name in values if name not in (key, "ch_names", "times")) or "none",
     }
-    found.problems += _axes_problems(path, key, shape, names, times)
-    if found.problems:
-        return found
-    times = times[extra:]
-    sfreq = 1.0 / float(np.median(np.diff(times)))
-    found.facts["time"] = time_text(float(times[0]), len(times), sfreq)
     unit = "zscore" if key == "meg_data" else "mvnn"  # ds004212's epochs are baseline z-scores
-    scan = TrialScan(names, sfreq, float(times[0]), unit)
-    for block in _rows(data, progress):
-        scan.add(block.reshape(-1, *shape[-2:]))
+    scan = TrialScan(list(item.ch_names), item.sfreq, item.tmin, unit)
+    for block in _rows(item.data, progress):
+        scan.add(block.reshape(-1, *item.data.shape[-2:]))
     return with_scan(found, scan)
-
-
-def _axes_problems(path: Path, key: str, shape: tuple[int, ...], names: list[str], times: np.ndarray) -> list[str]:
-    found = []
-    if len(names) != shape[-2]:
-        found.append(
-            f"{path} names {len(names)} channels, but {key} has {shape[-2]} (its shape is {shape}): get the file again."
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        found.append(f"{path} names the channels {', '.join(twice)} twice, expected each once: mend its ch_names.")
-    elif sorted(names) == sorted(THINGS_EEG2_CHANNELS) and tuple(names) != THINGS_EEG2_CHANNELS:
-        at = next(i for i, pair in enumerate(zip(names, THINGS_EEG2_CHANNELS, strict=True)) if pair[0] != pair[1])
-        found.append(
-            f"{path} has the 63 channels of THINGS-EEG2 in another order (position {at} is {names[at]!r}, expected "
-            f"{THINGS_EEG2_CHANNELS[at]!r}): put data and names in order."
-        )
-    if len(times) < shape[-1]:
-        found.append(f"{path} has {len(times)} times for {shape[-1]} samples of {key}: get the file again.")
-    steps = np.diff(times)
-    if len(steps) and not (steps.min() > 0 and np.allclose(steps, np.median(steps), rtol=0.01)):
-        found.append(
-            f"the times in {path} are not evenly spaced and rising (steps from {steps.min():g} to {steps.max():g} s): "
-            "get the file again."
-        )
-    return found
 
 
 def _raw(path: Path, values: Mapping[str, Any], progress: Progress) -> Contents:
@@ -121,6 +90,9 @@ def _raw(path: Path, values: Mapping[str, Any], progress: Progress) -> Contents:
             f"{shape} for {len(values.get('ch_names', ()))} names and {', '.join(lacking) or 'nothing'} is missing: "
             "get the file again."
         )
+        return found
+    check(found, lambda: check_file(path, RAW))
+    if found.problems:
         return found
     names, types = [str(name) for name in values["ch_names"]], [str(kind) for kind in values["ch_types"]]
     sfreq = float(values["sfreq"])

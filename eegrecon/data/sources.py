@@ -118,17 +118,7 @@ class RecordingSource:
     channels: tuple[str, ...] | None = None  # the order in which they are given, where it is not the files'
 
     def __post_init__(self) -> None:
-        first, second = self.recordings["train"], self.recordings["test"]
-        for name, one, other in (
-            ("channels", first.ch_names, second.ch_names),
-            ("samples", first.data.shape[-1], second.data.shape[-1]),
-            ("first time", first.tmin, second.tmin),
-        ):
-            if one != other:
-                raise DataError(
-                    f"{first.path} and {second.path} differ in their {name} ({one} and {other}), but one subject's "
-                    "files must agree: get both from the same source."
-                )
+        check_pair(self.recordings["train"], self.recordings["test"])
 
     @property
     def ch_names(self) -> tuple[str, ...]:
@@ -178,6 +168,24 @@ class RecordingSource:
             block = block[:, :, [item.ch_names.index(name) for name in self.channels]]
         with np.errstate(over="ignore"):  # an overflow becomes Inf, which the conversion reports
             return (block if self.scale == 1.0 else block * self.scale).astype(np.float32)
+
+
+def check_pair(first: Recording, second: Recording) -> None:
+    """A subject's two files must agree in channels, samples and first time.
+
+    Raises:
+        DataError: They do not.
+    """
+    for name, one, other in (
+        ("channels", first.ch_names, second.ch_names),
+        ("samples", first.data.shape[-1], second.data.shape[-1]),
+        ("first time", first.tmin, second.tmin),
+    ):
+        if one != other:
+            raise DataError(
+                f"{first.path} and {second.path} differ in their {name} ({one} and {other}), but one subject's files "
+                "must agree: get both from the same source."
+            )
 
 
 def rows_of(data: np.ndarray | ArrayRef, start: int, stop: int) -> np.ndarray:

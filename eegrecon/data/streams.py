@@ -6,6 +6,12 @@ import torch
 # Keep apart what is drawn with one seed for different purposes; the shuffling of batches has none.
 PERMUTATION = 0x5045524D  # of labels
 GROUPS = 0x47525053  # of trials that are averaged
+FORGET = 0x464F5247  # the subject, in training
+LEVELS = 0x4C564C53  # of a target, in training
+SHIFT = 0x53484654  # of training trials in time
+DROP = 0x44524F50  # of their channels
+NOISE = 0x4E4F4953  # on them
+MIXUP = 0x4D495855  # of two of them
 
 
 def generator_of(*numbers: int) -> torch.Generator:

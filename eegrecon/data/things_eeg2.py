@@ -5,6 +5,7 @@ Raw sessions are in `raw_sessions.py`. Each function is an entry of the registry
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -104,6 +105,27 @@ def pt(subject: int, images: ImageSet, work: Path, path: str, sfreq: float = 250
         index={side: _named_pictures(images, side, item) for side, item in recordings.items()},
         sessions={side: _sessions(item) for side, item in recordings.items()},
     )
+
+
+def check_recording(path: Path, key: str) -> Recording:
+    """Open one file of `preprocessed`, `original` (`preprocessed_eeg_data`) or `pt` (`eeg`) and check it alone.
+
+    Raises:
+        DataError: As its source would say; the rate must be the layout's own.
+    """
+    item = None
+    if key != "eeg":
+        with suppress(DataError):
+            item = open_recording(path, key, axes=AXES, sfreq=100.0)  # the data set's authors'
+    item = item or open_recording(path, key, axes=AXES, sfreq=250.0)
+    if key == "eeg":
+        _check_channels({"": item})
+        _table(item, "img", "UOS")
+        _sessions(item)
+    elif item.ch_names != RECORDED:
+        fix = f"{ORDER}, or in the published files' own ({', '.join(RECORDED)})"
+        _check_channels({"": item}, fix if len(item.ch_names) == len(RECORDED) else ORDER)
+    return item
 
 
 def _pickled(

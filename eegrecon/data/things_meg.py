@@ -30,6 +30,7 @@ from eegrecon.data.things_pictures import THINGS_FOLDER, find_table, link_shown_
 from eegrecon.errors import DataError
 
 PKL_FILES = {"train": "preprocessed_meg_training.pkl", "test": "preprocessed_meg_zs_test.pkl"}
+AXES = "concepts, pictures, repetitions, channels, samples"
 SFREQ = 200.0
 CATCH = 999999  # event of catch trials (EEG_Image_decode@49cb3a2 MEG-preprocessing/pre_possess.ipynb)
 TESLA = 1e-6  # the median size of z-scores is near 1, of magnetic fields near 1e-13 T
@@ -54,9 +55,8 @@ def meg_pkl(subject: int, images: ImageSet, work: Path, path: str, sfreq: float 
         DataError: A file is missing, damaged or of another layout, or does not fit the pictures.
     """
     folder = subject_folder(Path(path), subject, PKL_FILES["train"])
-    axes = "concepts, pictures, repetitions, channels, samples"
     recordings = {
-        side: open_recording(folder / name, "meg_data", axes=axes, sfreq=sfreq) for side, name in PKL_FILES.items()
+        side: open_recording(folder / name, "meg_data", axes=AXES, sfreq=sfreq) for side, name in PKL_FILES.items()
     }
     scale, unit = _scale(rows_of(recordings["train"].data, 0, 1))
     recipe = "EEG_Image_decode@49cb3a2 MEG-preprocessing from ds004212 preprocessed epochs"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from safetensors.numpy import save_file
 from eegrecon.analysis.examine import examine
 from eegrecon.cli import main
 from eegrecon.data.channels import THINGS_EEG2_CHANNELS
+from eegrecon.data.things_eeg2 import RECORDED
 from eegrecon.errors import DataError
 from eegrecon.pocket.lookalike import LookAlikeSet, write_look_alike
+from tests.builders import build_tiny_set
 
 SILENT = lambda done, total: None  # noqa: E731
 LAYOUTS = {
@@ -96,16 +99,27 @@ def with_flat_channel():
 swapped = list(THINGS_EEG2_CHANNELS)
 swapped[60], swapped[61] = swapped[61], swapped[60]
 DAMAGE = {
-    "no channel names": ({"ch_names": None}, "ch_names is missing"),
+    "no channel names": ({"ch_names": None}, "must hold a dict with preprocessed_eeg_data, ch_names, times"),
     "too few names": ({"ch_names": list(THINGS_EEG2_CHANNELS[:60])}, "names 60 channels, but"),
-    "a channel twice": ({"ch_names": ["Fp1", *THINGS_EEG2_CHANNELS[:62]]}, "channels Fp1 twice"),
+    "a channel twice": ({"ch_names": ["Fp1", *THINGS_EEG2_CHANNELS[:62]]}, "'Fp1' is named twice"),
     "another order": ({"ch_names": swapped}, r"another order \(position 60 is 'Oz', expected 'O1'\)"),
-    "too few times": ({"times": np.linspace(0, 1, 100)}, "100 times for 250 samples"),
-    "times backwards": ({"times": np.linspace(1, 0, 250)}, "not evenly spaced and rising"),
+    "too few times": ({"times": np.linspace(0, 1, 100)}, "times in .* must be 250 or more numbers"),
+    "times backwards": ({"times": np.linspace(1, 0, 250)}, "must rise in even steps"),
     "NaN": ({"preprocessed_eeg_data": with_nan()}, "1 of 8 trials hold NaN"),
     "flat channel": ({"preprocessed_eeg_data": with_flat_channel()}, "channels O2 never change"),
     "unknown keys": ({"preprocessed_eeg_data": None, "eeg_data": 1}, "does not know this file"),
-    "no array": ({"preprocessed_eeg_data": [1, 2]}, r"has the shape \(\)"),
+    "whole numbers": ({"preprocessed_eeg_data": np.ones((4, 2, 63, 250), np.int16)}, "is int16, expected float16"),
+    "no rows": ({"preprocessed_eeg_data": np.ones((0, 2, 63, 250))}, "none of them 0"),
+    "another rate": ({"times": np.arange(250) / 200}, "was sampled at 200 Hz, expected 250 Hz"),
+    "17 in no known order": (
+        {
+            "preprocessed_eeg_data": np.random.default_rng(0).normal(size=(4, 2, 17, 100)),
+            "ch_names": list(RECORDED[::-1]),
+            "times": np.arange(100) / 100 - 0.2,
+        },
+        r"another order.*or in the published files' own \(Pz, P3",
+    ),
+    "no array": ({"preprocessed_eeg_data": [1, 2]}, "has the shape list of 2"),
 }
 
 
@@ -117,6 +131,66 @@ def test_what_is_wrong_with_a_recording_is_said(tmp_path, changes, message):
     assert len(found.problems) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(found.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("img", np.full((3, 2), "x"), r"img in .* must have one entry for each trial, \(4, 2\)"),
+        ("session", np.full((4, 2), -1), "session in .* must hold whole numbers from 0"),
+    ],
+)
+def test_what_is_wrong_with_a_named_recording_is_said(tmp_path, key, value, message):
+    values = {"eeg": np.ones((4, 2, 63, 250), np.float16), "ch_names": list(THINGS_EEG2_CHANNELS)}
+    values |= {"times": np.arange(250) / 250, "img": np.full((4, 2), "x"), "session": np.zeros((4, 2), int), key: value}
+    torch.save(values, tmp_path / "train.pt", pickle_protocol=5)
+    found = examine(tmp_path / "train.pt", SILENT)
+    assert len(found.problems) == 1
+    assert re.search(message, found.problems[0])
+
+
+def test_a_raw_session_that_lacks_a_channel_is_refused_as_prepare_data_would(tmp_path):
+    names = [*THINGS_EEG2_CHANNELS[:-1], "stim"]
+    signal = np.random.default_rng(0).normal(size=(63, 4000)) * 1e-5
+    signal[-1] = 0
+    signal[-1, 500:3500:300] = 1
+    raw = {"raw_eeg_data": signal, "ch_names": names, "ch_types": ["eeg"] * 62 + ["stim"], "sfreq": 1000}
+    np.save(tmp_path / "raw_eeg_training.npy", np.array(raw, dtype=object), allow_pickle=True)
+    found = examine(tmp_path / "raw_eeg_training.npy", SILENT)
+    assert len(found.problems) == 1
+    assert "the channels O2" in found.problems[0]
+
+
+def test_two_files_of_a_subject_that_do_not_belong_together(tmp_path):
+    folder = tmp_path / "sub-01"
+    folder.mkdir()
+    (folder / "preprocessed_eeg_training.npy").write_bytes(pickle.dumps(preprocessed(), protocol=4))
+    late = preprocessed(times=np.arange(250) / 250 + 0.02)
+    (folder / "preprocessed_eeg_test.npy").write_bytes(pickle.dumps(late, protocol=4))
+    found = examine(tmp_path, SILENT)
+    assert len(found.problems) == 1
+    assert "differ in their first time" in found.problems[0]
+
+
+def test_a_set_folder_is_looked_at_as_a_whole(tmp_path):
+    root = build_tiny_set(tmp_path, subjects=(1, 2))
+    found = examine(root, SILENT)
+    assert found.problems == []
+    assert found.scan is not None
+    assert found.facts["trials/sub-02"].startswith("trial store; train: 36 pictures x 2 repetitions")
+    assert found.facts["targets/clip-pocket"].startswith("target store; train: 36 pictures")
+    assert found.facts["images_set"].startswith("pictures")
+    (root / "Preprocessed" / "sub-01").mkdir(parents=True)
+    bad = pickle.dumps(preprocessed(ch_names=swapped), protocol=4)
+    (root / "Preprocessed" / "sub-01" / "preprocessed_eeg_training.npy").write_bytes(bad)
+    eeg = root / "trials" / "sub-02" / "train_eeg.npy"
+    whole = bytearray(eeg.read_bytes())
+    whole[-1] ^= 255
+    eeg.write_bytes(bytes(whole))
+    found = examine(root, SILENT)
+    assert found.facts["trials/sub-02"].startswith("DAMAGED")
+    assert found.facts["Preprocessed/sub-01/preprocessed_eeg_training.npy"].startswith("DAMAGED")
+    assert len(found.problems) == 2
 
 
 def test_tensors_features_and_arrays(tmp_path):
@@ -174,7 +248,7 @@ def test_the_verb_prints_draws_and_exits_with_two_on_damage(tmp_path, capsys, mo
     assert main(["inspect", str(path)]) == 2
     printed = capsys.readouterr()
     assert "1 problem(s)" in printed.err
-    assert "not evenly spaced" in printed.out
+    assert "must rise in even steps" in printed.out
     assert main(["inspect", str(tmp_path / "absent")]) == 2
 
 
