@@ -4,6 +4,7 @@ EXP     ?= pocket
 SUBJECT ?= 1
 SEED    ?= 0
 RUN     ?=
+SWEEP   ?= experiments/pocket/bench.yaml
 ARGS    ?=
 
 SHELL     := bash
@@ -15,7 +16,7 @@ EEGRECON   = $(BIN)/python -m eegrecon
 RUN_FLAGS  = --exp $(EXP) --subject $(SUBJECT) --seed $(SEED) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: setup download prepare-data extract-targets train-encoder train-prior reconstruct evaluate pocket-weights tensorboard test test-slow lint help clean
+.PHONY: setup download prepare-data extract-targets train-encoder train-prior reconstruct evaluate sweep pocket-weights tensorboard test test-slow lint help clean
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "eegrecon needs Python 3.11 or newer on the PATH, and found none." >&2; exit 2; }
@@ -36,8 +37,10 @@ train-prior: $(READY) ## stage 2: EEG embedding to image embedding (makes what i
 	$(EEGRECON) train-prior --upstream $(RUN_FLAGS)
 reconstruct: $(READY) ## stage 3: pictures, grid and metrics.json (makes what is missing before it)
 	$(EEGRECON) reconstruct --upstream $(RUN_FLAGS)
-evaluate: $(READY) ## score finished reconstructions again
+evaluate: $(READY) ## score the encoder on the test trials, and finished reconstructions again
 	$(EEGRECON) evaluate $(RUN_FLAGS)
+sweep: $(READY) ## many runs and one table: SWEEP=FILE, ARGS="--jobs N --executor slurm"
+	$(EEGRECON) sweep $(SWEEP) $(ARGS)
 pocket-weights: $(READY) ## retrain the small checkpoints that the package ships (hours; a GPU helps)
 	$(EEGRECON) pocket-weights --exp pocket_weights $(ARGS)
 tensorboard: $(READY) ## open the curves and picture grids of all runs

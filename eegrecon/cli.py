@@ -25,7 +25,7 @@ SUMMARIES = {
     "train-encoder": "stage 1: train the EEG encoder",
     "train-prior": "stage 2: train the diffusion prior",
     "reconstruct": "stage 3: make the pictures and score them",
-    "evaluate": "score finished reconstructions again",
+    "evaluate": "score an encoder on the test trials, and finished reconstructions again",
     "pocket-weights": "retrain the small checkpoints that the package ships",
 }
 # Verbs without a config. The module `eegrecon.stages.<verb>` has `arguments(parser)` and `run(options) -> exit code`
@@ -33,8 +33,15 @@ SUMMARIES = {
 TOOLS = {
     "download": "fetch and verify what is published, or say how to do so by hand",
     "inspect": "say what a file or folder is, what is wrong with it, and draw its mean response",
+    "sweep": "subjects x seeds x experiments with one command, and one table",
+    "compare": "runs side by side, ranked if they were measured alike",
+    "embed": "an encoder's embeddings of the trials in a plain .npy file",
+    "import-atm": "an official ATM checkpoint as a run's encoder or prior",
+    "export-atm": "an ATM-S encoder or prior as an official checkpoint",
     "look-alike": "write the pocket set in the layouts of the published files",
 }
+# `evaluate` with this option scores plain files: a tool (`stages/score_embeds.py`) under the verb's name.
+PLAIN_FILES = "--eeg-embeds"
 # What each verb reads, in the order in which it has to be made.
 UPSTREAM = {
     "prepare-data": (),
@@ -75,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TOOLS:
-            return _tool(arguments[0], arguments[1:])
+            return _tool(arguments[0], arguments[1:], TOOLS[arguments[0]])
+        if arguments[:1] == ["evaluate"] and any(word.partition("=")[0] == PLAIN_FILES for word in arguments):
+            return _tool("evaluate", arguments[1:], "score embeddings in plain files, without a run", "score_embeds")
         return _run(_parse(arguments), arguments)
     except EegreconError as error:
         print(f"eegrecon: {error}", file=sys.stderr)
@@ -110,7 +119,7 @@ def run_directory(options: argparse.Namespace, config: Any) -> Path:
 def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str]]:
     """The argument lists of the earlier stages, in order; each decides for itself whether it is up to date."""
     commands = []
-    for verb in UPSTREAM[options.verb]:
+    for verb in _upstream(options.verb, config):
         words = [verb]
         if options.exp is not None:
             words += ["--exp", options.exp]
@@ -127,12 +136,18 @@ def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str
                 words += [f"--{name}", str(getattr(options, name))]
         for override in options.overrides:
             key = override.partition("=")[0]
-            shared = key.split(".")[0] in (*SHARED, *DATA_VERBS_ONLY) and keys_of(verb, key)
+            shared = (key.split(".")[0] in SHARED or _goes_upstream(options, override)) and keys_of(verb, key)
             # SEED changes initialisation, order and sampling, never the data or the simulated brain.
             if shared and (in_run or key != "seed") and override not in words:
                 words.append(override)
         commands.append(words)
     return commands
+
+
+def _upstream(verb: str, config: Any) -> tuple[str, ...]:
+    """What a verb reads under this config: without pictures, `evaluate` needs nothing after the encoder."""
+    skipped = ("train-prior", "reconstruct") if verb == "evaluate" and not config.pictures else ()
+    return tuple(earlier for earlier in UPSTREAM[verb] if earlier not in skipped)
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -157,12 +172,11 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _tool(verb: str, arguments: list[str]) -> int:
-    stage = importlib.import_module(f"eegrecon.stages.{verb.replace('-', '_')}")
-    summary = TOOLS[verb]
+def _tool(verb: str, arguments: list[str], summary: str, module: str | None = None) -> int:
+    stage = importlib.import_module(f"eegrecon.stages.{module or verb.replace('-', '_')}")
     parser = _Parser(prog=f"eegrecon {verb}", allow_abbrev=False, description=f"{summary[:1].upper()}{summary[1:]}.")
     stage.arguments(parser)
-    return int(stage.run(parser.parse_args(arguments)))
+    return int(stage.run(parser.parse_intermixed_args(arguments)))  # key=value may follow an option
 
 
 def _manifests(directory: Path) -> dict[Path, int]:
@@ -186,8 +200,8 @@ def _config(options: argparse.Namespace) -> Any:
 
 
 def _goes_upstream(options: argparse.Namespace, word: str) -> bool:
-    root = word.partition("=")[0].split(".")[0]
-    return root in DATA_VERBS_ONLY and not keys_of(options.verb, root)
+    key = word.partition("=")[0]  # the whole of it: `pictures` is a block of prepare-data and a switch of evaluate
+    return key.split(".")[0] in DATA_VERBS_ONLY and not keys_of(options.verb, key)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -211,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             verb, allow_abbrev=False, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
         )
+        if verb == "evaluate":
+            sub.epilog = f"With {PLAIN_FILES} FILE it scores plain files instead: evaluate {PLAIN_FILES} x --help."
         source = sub.add_mutually_exclusive_group(required=True)
         source.add_argument("--exp", metavar="NAME", help="a shipped experiment, such as pocket")
         source.add_argument("--config", metavar="FILE", help="a YAML file of your own")

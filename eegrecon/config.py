@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eegrecon.config_data import check_data, subject_override
+from eegrecon.config_objective import LossConfig, TargetConfig
 from eegrecon.config_schema import (
     ENCODERS,
     GENERATORS,
+    IMAGE_PROJECTIONS,
     LATENT_HEADS,
     OPTIMS,
     PRIORS,
@@ -36,21 +38,17 @@ from eegrecon.config_schema import (
     EvaluateConfig,
     ExtractTargetsConfig,
     HardwareConfig,
-    LoaderConfig,
-    LossConfig,
     PicturesConfig,
     PocketWeightsConfig,
     PrepareDataConfig,
     ReconstructConfig,
     SampleConfig,
     ScheduleConfig,
-    SelectConfig,
     SetConfig,
     SplitConfig,
     StageSpec,
     StepsConfig,
     SubjectsConfig,
-    TargetConfig,
     TargetSpec,
     TrainEncoderConfig,
     TrainPriorConfig,
@@ -67,11 +65,13 @@ from eegrecon.config_sources import (
     read_experiment,
     stage_spec,
 )
+from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
 from eegrecon.errors import ConfigError
 
 __all__ = [
     "ENCODERS",
     "GENERATORS",
+    "IMAGE_PROJECTIONS",
     "LATENT_HEADS",
     "OPTIMS",
     "PRIORS",
@@ -80,6 +80,7 @@ __all__ = [
     "SOURCES",
     "STAGES",
     "TARGET_MODELS",
+    "AugmentConfig",
     "BrainConfig",
     "Choice",
     "DataConfig",
@@ -87,6 +88,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtractTargetsConfig",
     "HardwareConfig",
+    "InitConfig",
     "LoaderConfig",
     "LossConfig",
     "PicturesConfig",
@@ -244,11 +246,24 @@ def _fill(node: DictConfig, schema: type, values: Mapping[str, Any], where: str,
                     _fill(node[key][name], item, entry, f"{path}.{name}.", problems)
                 else:
                     problems[f"{path}.{name}"] = f"'{path}.{name}' must be a mapping, but it is {entry!r}"
+        elif (item := _list_of(kind)) is not None:
+            if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
+                problems[path] = f"{path!r} must be a list of mappings, but it is {value!r}"
+                continue
+            node[key] = [OmegaConf.structured(item) for _ in value]
+            for number, entry in enumerate(value):
+                _fill(node[key][number], item, entry, f"{path}.{number}.", problems)
         else:
             try:
                 OmegaConf.update(node, key, value, merge=False)  # unlike assignment, takes 1 for 1.0 without a warning
             except OmegaConfBaseException:
                 problems[path] = f"{path!r} must be {_type_name(kind)}, but it is {value!r}"
+
+
+def _list_of(kind: Any) -> Any:
+    """The dataclass that a `list[…]` holds, None for everything else."""
+    items = typing.get_args(kind) if typing.get_origin(kind) is list else ()
+    return items[0] if items and dataclasses.is_dataclass(items[0]) else None
 
 
 def _type_name(kind: Any) -> str:
@@ -291,6 +306,9 @@ def _check(node: DictConfig, schema: Any, where: str, problems: dict[str, str]) 
         elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             for name in value:
                 _check(value[name], typing.get_args(kind)[1], f"{path}.{name}.", problems)
+        elif (entry := _list_of(kind)) is not None:
+            for number in range(len(value)):
+                _check(value[number], entry, f"{path}.{number}.", problems)
 
 
 def _unknown(path: str, value: Any, choices: typing.Iterable[Any]) -> str:

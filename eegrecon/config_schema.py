@@ -10,11 +10,27 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from eegrecon.config_objective import LossConfig, TargetConfig
+from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
+
 ENCODERS = {
     "atm_s": "eegrecon.models.encoders.atm_s:ATMS",
+    "atm_e": "eegrecon.models.encoders.atm_e:ATME",
+    "nice": "eegrecon.models.encoders.nice:NICE",
+    "eeg_project": "eegrecon.models.encoders.eeg_project:EEGProject",
+    "enigma": "eegrecon.models.encoders.enigma:Enigma",
+    "mlp": "eegrecon.models.encoders.mlp:MLP",
+    "eegnet": "eegrecon.models.encoders.eegnet:EEGNetV4",
+    "shallow_fbcsp": "eegrecon.models.encoders.shallow_fbcsp:ShallowFBCSPNet",
+    "eeg_conformer": "eegrecon.models.encoders.eeg_conformer:EEGConformer",
     "ridge": "eegrecon.models.encoders.ridge:Ridge",
 }
 LATENT_HEADS = {"mlp": "eegrecon.models.latent_head:LatentHead"}
+IMAGE_PROJECTIONS = {
+    "none": "eegrecon.models.image_projection:no_projection",
+    "linear": "eegrecon.models.image_projection:LinearProjection",
+    "mlp": "eegrecon.models.image_projection:MLPProjection",
+}
 PRIORS = {"unet": "eegrecon.models.priors.unet:PriorUNet"}
 GENERATORS = {"sdxl": "eegrecon.models.generators.sdxl:SDXLGenerator"}
 # Whose trials train and whose are tested: see `DataConfig`.
@@ -60,11 +76,12 @@ class SplitConfig:
 class DataConfig:
     """Which trials a stage sees; `window` is seconds from picture onset.
 
-    Validation is always held-out concepts of the subjects trained on; test trials are opened by `reconstruct` alone.
+    Validation is always held-out concepts of the subjects trained on; test trials are opened by `reconstruct` and
+    `evaluate` alone.
 
     - `within_subject`: one subject is trained on and tested.
     - `leave_one_subject_out`: `subjects` but `test_subject` are trained on, `test_subject` is tested.
-    - `joint`: all `subjects` are trained on; `reconstruct` tests one of them, `test_subject`.
+    - `joint`: all `subjects` are trained on; `reconstruct` and `evaluate` test one of them, `test_subject`.
 
     `--subject N` is the subject that is tested: `subjects=[N]` within a subject, `test_subject=N` elsewhere.
     """
@@ -81,6 +98,9 @@ class DataConfig:
     # from 0, or k for the first k).
     sessions: Any = "all"
     keep_repetitions: Any = "all"
+    # Of each subject's training trials, only so many minutes (null: all): a short calibration; see `data.budget`.
+    keep_minutes: float | None = None
+    seconds_per_trial: float = field(default=0.2, metadata={"minimum": 0.001})  # THINGS-EEG2: onset to onset
     window: list[float] = field(default_factory=lambda: [0.0, 1.0])
     channels: Any = "all"  # "all", a list of channel names, or {region: one or more of REGIONS}
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -116,32 +136,6 @@ class SubjectsConfig(SetConfig):
     """A set and the subjects to make."""
 
     subjects: list[int] = field(default_factory=lambda: MISSING)
-
-
-@dataclass(frozen=True)
-class TargetConfig:
-    """A target store by name (empty: none); `l2_normalise` is the reader's option, stores hold raw vectors."""
-
-    name: str = MISSING
-    l2_normalise: bool = False
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """Loader settings, none of which but `batch_size` changes a batch; it counts rows over all processes together."""
-
-    batch_size: int = field(default=MISSING, metadata={"minimum": 1})
-    num_workers: int = field(default=0, metadata={"minimum": 0})
-    # Put the rows on the training device once (CPU: in memory): if they take at most half of what is free, or true.
-    on_device: Any = field(default="auto", metadata={"choices": ("auto", True, False)})
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Which checkpoint becomes `model.safetensors`."""
-
-    monitor: str = MISSING
-    mode: str = field(default="max", metadata={"choices": ("max", "min")})
 
 
 @dataclass(frozen=True)
@@ -185,15 +179,6 @@ class HardwareConfig:
 
     accelerator: str = field(default="auto", metadata={"choices": ("auto", "cpu", "gpu")})
     devices: int = field(default=1, metadata={"minimum": -1})
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the encoder's three loss terms."""
-
-    contrastive: float = field(default=MISSING, metadata={"minimum": 0})
-    mse: float = field(default=MISSING, metadata={"minimum": 0})
-    vae_latent: float = field(default=0.0, metadata={"minimum": 0})
 
 
 @dataclass(frozen=True)
@@ -258,10 +243,24 @@ class TrainEncoderConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    text_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
     latent_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
+    # Flattened and appended to the image embedding: one longer vector, in the galleries as well.
+    fusion_targets: list[TargetConfig] = field(default_factory=list)
+    # From the (fused) image embedding to the space that is shared with the EEG, learned; none: they are one space.
+    image_projection: Choice = field(
+        default_factory=lambda: Choice(name="none"), metadata={"registry": IMAGE_PROJECTIONS}
+    )
     encoder: Choice = field(default_factory=Choice, metadata={"registry": ENCODERS})
     latent_head: Choice = field(default_factory=lambda: Choice(name="mlp"), metadata={"registry": LATENT_HEADS})
     loss: LossConfig = field(default_factory=LossConfig)
+    # A training row forgets whose it is (subject 0) with this probability: that trains what unknown subjects get.
+    subject_dropout: float = field(default=0.0, metadata={"minimum": 0, "maximum": 1})
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    # Moving average of the weights per step; 0: off. If on, the average is validated and exported.
+    ema_decay: float = field(default=0.0, metadata={"minimum": 0, "maximum": 0.99999})
+    compile: bool = False  # torch.compile of the network
     optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
@@ -295,6 +294,8 @@ class ReconstructConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    # A text store: the names of the test concepts, among which trials are classified (empty: not reported).
+    text_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
     sample: SampleConfig = field(default_factory=SampleConfig)
     generator: Choice = field(default_factory=Choice, metadata={"registry": GENERATORS})
     draws: int = field(default=1, metadata={"minimum": 1})
@@ -307,10 +308,17 @@ class ReconstructConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """`evaluate`: scores finished reconstructions again."""
+    """`evaluate`: scores an encoder on the test trials and, with `pictures`, finished reconstructions again."""
 
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    fusion_targets: list[TargetConfig] = field(default_factory=list)  # as the encoder was trained with
+    # False: only the encoder is needed, and its embeddings of the test trials are made and scored here.
+    pictures: bool = True
+    # A text store: the names of the test concepts, among which trials are classified (empty: not reported).
+    text_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
+    # Without pictures: also score the mean of each picture's first k trials, for these k.
+    averaging_curve: list[int] = field(default_factory=list)
     judge: str = field(default="efflite2", metadata={"choices": ("efflite2",)})
     permuted_run: str = ""
     seed: int = 0

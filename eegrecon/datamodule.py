@@ -24,7 +24,9 @@ from eegrecon.data.batches import (
     picture_rows,
     whole,
 )
+from eegrecon.data.budget import within_budget
 from eegrecon.data.eeg_rows import GroupMeans
+from eegrecon.data.fused_targets import FusionPart, open_targets
 from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import trial_dir
 from eegrecon.data.partition import Partition
@@ -32,7 +34,6 @@ from eegrecon.data.rows import channel_moments, embedded_rows, permuted_labels, 
 from eegrecon.data.selection import Averaging, Repetitions, Sessions, averaging_of, plain
 from eegrecon.data.splits import Split, check_subjects, full_gallery, gallery_of, make_split
 from eegrecon.data.streams import PERMUTATION, generator_of
-from eegrecon.data.targets import TargetStore
 from eegrecon.data.trials import Channels, TrialStore
 from eegrecon.errors import ConfigError, DataError
 
@@ -48,9 +49,10 @@ class ThingsDataModule(lightning.LightningDataModule):
     Batches (all ids int64, all values float32):
 
     - encoder, train: eeg (b, n_chans, n_times) in the store's unit, subject (b,), image_index (b,), concept_index (b,),
-      repetition (b,; −1 = averaged), targets {"image": (b, dim), "vae_latent": (b, 4, h, w), …}.
-    - encoder, val: the same over all pictures of the held-out concepts, always averaged, and gallery (b,) bool, true
-      for the first picture of each concept; test (`reconstruct`, `evaluate`): the same without gallery.
+      repetition (b,; −1 = averaged), targets {"image": (b, dim), "vae_latent": (b, 4, h, w), …} and, with
+      level_dirs, "levels": (b, n_levels, dim) among them.
+    - encoder, val: the same (without levels) over all pictures of the held-out concepts, always averaged, and gallery
+      (b,) bool, true for the first picture of each concept; test (`reconstruct`, `evaluate`): the same without gallery.
     - prior: eeg_embeds (b, cond_dim), image_embeds (b, dim), subject (b,), image_index (b,); val also gallery (b,).
     - generator (after `set_embeds`): image_embeds (b, dim), image_index (b,), draw (b,).
 
@@ -66,6 +68,8 @@ class ThingsDataModule(lightning.LightningDataModule):
         images_root: The set's folder (with `images.json` and the trial stores).
         trial_dirs: Trial stores of the subjects that are trained on (`data.trial_dir`).
         target_dirs: Key in the batch to target store; "image" is the embedding that is predicted.
+        fusion: Stores appended to "image" (see `open_targets`), each with whether its rows are divided by their norm.
+        level_dirs: Stores that may stand in for "image" in training.
         val_concepts: How many training concepts validation holds out.
         protocol: `within_subject`, `leave_one_subject_out` or `joint` (see `DataConfig`).
         test_subject: Whose test trials are opened by the stages that may; default: those of `trial_dirs`. One that is
@@ -75,6 +79,7 @@ class ThingsDataModule(lightning.LightningDataModule):
             ({"average": k}, see `GroupMeans`); validation and test are always averaged.
         sessions: Recording sessions whose trials are used.
         keep_repetitions: Repetitions that are used: numbers from 0, or k for the first k.
+        budget: So many training trials of each subject and no more (see `data.budget`); None: all.
         window: [start, stop) in seconds from picture onset.
         channels: "all", names in the order wanted, or {"region": one or more regions}.
         l2_normalise: Keys of `target_dirs` whose vectors are divided by their norm.
@@ -99,6 +104,8 @@ class ThingsDataModule(lightning.LightningDataModule):
         images_root: Path,
         trial_dirs: Sequence[Path],
         target_dirs: Mapping[str, Path],
+        fusion: Sequence[FusionPart] = (),
+        level_dirs: Sequence[Path] = (),
         val_concepts: int,
         protocol: str = "within_subject",
         test_subject: int | None = None,
@@ -106,6 +113,7 @@ class ThingsDataModule(lightning.LightningDataModule):
         repetitions: Literal["each", "average"] | Mapping[str, int] = "each",
         sessions: Sessions = "all",
         keep_repetitions: Repetitions = "all",
+        budget: int | None = None,
         window: Sequence[float] = (0.0, 1.0),
         channels: Channels = "all",
         l2_normalise: Sequence[str] = (),
@@ -140,12 +148,11 @@ class ThingsDataModule(lightning.LightningDataModule):
         self.test_trials = self.trials
         if test_subject is not None and stage in TEST_STAGES:
             self.test_trials = [TrialStore(trial_dir(images_root, test_subject), self.images)]
-        self.targets = {
-            key: TargetStore(path, self.images, l2_normalise=key in l2_normalise) for key, path in target_dirs.items()
-        }
+        self.targets, self.levels = open_targets(target_dirs, self.images, l2_normalise, fusion, level_dirs)
         self._check_stores_agree()
         self._datasets: dict[str, TrialDataset | RowDataset] = {}
         self._placed: dict[str, TrialDataset | RowDataset] = {}
+        self._budget = budget
         self._moments: tuple[Tensor, Tensor] | None = None
         self._pictures: list[RowDataset] = []
 
@@ -200,18 +207,14 @@ class ThingsDataModule(lightning.LightningDataModule):
         """
         return {
             "set": self.trials[0].set,
-            "subjects": self.subjects,
-            "test_subjects": self.test_subjects,
             "channels": self.ch_names,
-            "n_chans": self.n_chans,
-            "sfreq": self.sfreq,
             "window": self._selection["window"],
-            "n_times": self.n_times,
-            "unit": self.unit,
             "repetitions": plain(self.repetitions),
             "sessions": plain(self._selection["sessions"]),
             "keep_repetitions": plain(self._selection["repetitions"]),
-            "permute_labels": self.permute_labels,
+            "trials_per_subject": "all" if self._budget is None else self._budget,
+            **{name: getattr(self, name) for name in ("subjects", "test_subjects", "permute_labels")},
+            **{name: getattr(self, name) for name in ("n_chans", "n_times", "sfreq", "unit")},
             "images_sha256": self.images.sha256,
             "split": self.split.describe(),
         }
@@ -289,7 +292,11 @@ class ThingsDataModule(lightning.LightningDataModule):
 
     def _open(self, partition: Literal["train", "test"]) -> list[Partition]:
         stores = self.trials if partition == "train" else self.test_trials
-        return [store.open(partition, **self._selection) for store in stores]
+        opened = [store.open(partition, **self._selection) for store in stores]
+        if self._budget is None or partition == "test":
+            return opened
+        train, gallery, seed = self.split.train, self.gallery.numpy(), self.split.split_seed
+        return [within_budget(one, self._budget, train=train, gallery=gallery, seed=seed) for one in opened]
 
     def _trials(self, partitions: list[Partition], part: Part, average: Averaging) -> TrialDataset:
         subjects = self.test_subjects if part == "test" else self.subjects
@@ -304,6 +311,8 @@ class ThingsDataModule(lightning.LightningDataModule):
             gallery = full_gallery(self.images, shown, self.split)
             tensors["gallery"] = torch.isin(tensors["image_index"], torch.from_numpy(gallery))
         targets = {key: torch.from_numpy(target.rows(shown)) for key, target in self.targets.items()}
+        if self.levels and part == "train":
+            targets["levels"] = torch.from_numpy(np.stack([level.rows(shown) for level in self.levels], axis=1))
         return TrialDataset(eeg, tensors, targets, torch.from_numpy(target_row))
 
     def _embeds(self, part: str) -> RowDataset:

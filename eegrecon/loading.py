@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eegrecon.artifacts import read_manifest
-from eegrecon.config import ENCODERS, LATENT_HEADS, PRIORS, Choice, parse_yaml
+from eegrecon.config import ENCODERS, IMAGE_PROJECTIONS, LATENT_HEADS, PRIORS, Choice, parse_yaml
 from eegrecon.diffusion.objectives import build_scheduler
 from eegrecon.diffusion.scaled import ScaledPrior
 from eegrecon.errors import ArtifactError
@@ -79,12 +79,25 @@ def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor])
     dim: int = _fact(manifest, "interface", "dim")
     if manifest.stage == "train-encoder":
         n_chans, n_times = len(_fact(manifest, "data", "channels")), _fact(manifest, "data", "n_times")
+        projection = None
+        if any(key.startswith("image_projection.") for key in state):
+            projection = resolve(IMAGE_PROJECTIONS, Choice(**config["image_projection"]), target_dim=dim)
+            dim = projection.dim
         encoder = resolve(ENCODERS, Choice(**config["encoder"]), n_chans=n_chans, n_times=n_times, dim=dim)
         head = None
         if any(key.startswith("latent_head.") for key in state):
             shape = tuple(_fact(manifest, "interface", "latent_shape"))
             head = resolve(LATENT_HEADS, Choice(**config["latent_head"]), dim=dim, latent_shape=shape)
-        return AlignedEncoder(encoder, head, torch.zeros(n_chans), torch.ones(n_chans))
+        known = state.get("known_subjects")
+        return AlignedEncoder(
+            encoder,
+            head,
+            torch.zeros(n_chans),
+            torch.ones(n_chans),
+            image_projection=projection,
+            known_subjects=None if known is None else known.tolist(),
+            logit_bias=0.0 if "logit_bias" in state else None,
+        )
     if manifest.stage == "train-prior":
         options = config["diffusion"]
         names = ("prediction_type", "num_train_timesteps", "beta_schedule")

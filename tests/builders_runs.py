@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from eegrecon.artifacts import input_record, new_manifest, write_manifest
 from eegrecon.config import config_hash, load, to_yaml
-from eegrecon.data import ImageSet, TargetStore, TrialStore, target_dir, trial_dir
+from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, TrialStore, target_dir, trial_dir
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.models.encoders.ridge import Ridge, fit_ridge
 from eegrecon.models.encoders.wrapper import AlignedEncoder
@@ -98,3 +98,19 @@ def _build_prior(run: Path, store: TargetStore, data: dict, overrides: list[str]
         outputs={"model.safetensors": {}},
     )
     write_manifest(prior, manifest)
+
+
+def write_text_store(root: Path, name: str = "text-pocket", dim: int = 256) -> None:
+    """A target store of concept names whose embeddings lie near those of the tiny set's pictures."""
+    images = ImageSet.from_root(root)
+    near = TargetStore(target_dir(root, "clip-pocket"), images)
+    noise = np.random.default_rng(0).normal(size=(len(images.records), dim)).astype(np.float32)
+    header = {"kind": "text", "model": "pocket_clip", "weights_tag": "tiny", "weights_sha256": "0" * 64}
+    header |= {"layer": "text_embeds", "transform": "none", "scaling_factor": None}
+    writer = TargetStoreWriter(target_dir(root, name), images, header, (dim,))
+    for part, index in (("train", images.train_index), ("test", images.test_index)):
+        writer.append(part, near.rows(index)[:, :dim] + noise[index] / 2)
+    writer.close()
+    manifest = new_manifest("extract-targets", command="tests", config_hash="0" * 64, seed=0)
+    manifest.outputs = {file.name: {} for file in target_dir(root, name).iterdir() if not file.name.startswith(".")}
+    write_manifest(target_dir(root, name), manifest)

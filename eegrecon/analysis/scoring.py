@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from eegrecon.analysis.ranks import QueryRanks, query_ranks
 from eegrecon.metrics.features import PictureNetwork, picture_features, picture_tensor
 from eegrecon.metrics.functional.identification import (
     clopper_pearson,
@@ -20,10 +21,18 @@ from eegrecon.metrics.functional.identification import (
     two_way_identification,
 )
 from eegrecon.metrics.functional.pixels import pixcorr, ssim
-from eegrecon.metrics.functional.retrieval import topk_retrieval
+from eegrecon.metrics.functional.retrieval import first_rows
 
 Entry = dict[str, Any]  # {"value", "ci95": [low, high], "chance"} and, for null hypotheses of 0.5, "null99"
 SUFFIXES = ("_ceiling", "_shuffled", "_ridge", "_permuted_labels")
+K_WAY = (2, 4, 10, 50, 100, 200)  # the small galleries that the field reports (facts/atm.md sections 7.1 and 7.3)
+# What a set of ranks is called in its file's name, and its task and suffix in the names of its numbers.
+TASKS = {
+    "": ("retrieval", ""),
+    "_ridge": ("retrieval", "_ridge"),
+    "_text": ("classification", ""),
+    "_text_ridge": ("classification", "_ridge"),
+}
 
 
 @dataclass
@@ -105,43 +114,99 @@ def score_pictures(
     return scores
 
 
-def score_embeds(
-    eeg_embeds: Tensor,
-    image_embeds: Tensor,
-    *,
-    seed: int,
-    ridge_embeds: Tensor | None = None,
-    pred_image_embeds: Tensor | None = None,
-) -> dict[str, Entry]:
-    """Score embeddings decoded from EEG against those of the n seen pictures.
+def cosine_ranks(
+    eeg_embeds: Tensor, gallery: Tensor, target: Tensor, *, image_index: Tensor, subject: Tensor
+) -> QueryRanks:
+    """Where every query's own entry comes in a gallery, by cosine similarity in float64.
 
     Args:
-        eeg_embeds: (n, dim), row i decoded from the averaged trials of picture i.
-        image_embeds: (n, dim), the gallery: every test picture once.
-        seed: Of the derangement behind `_shuffled`.
-        ridge_embeds: (n, dim) of the linear baseline, or None.
-        pred_image_embeds: (n, draws, dim) sampled by the prior, or None.
+        eeg_embeds: (q, dim).
+        gallery: (g, dim) embeddings of pictures, or of concepts' names.
+        target: (q,) int64, the row of the gallery that belongs to each query.
+        image_index: (q,) the picture that was seen.
+        subject: (q,).
+
+    Raises:
+        ValueError: Embeddings are not finite.
+    """
+    similarity = normalize(eeg_embeds.double(), dim=1) @ normalize(gallery.double(), dim=1).T
+    return query_ranks(similarity, target, image_index, subject)
+
+
+def picture_ranks(eeg_embeds: Tensor, image_embeds: Tensor, *, image_index: Tensor, subject: Tensor) -> QueryRanks:
+    """Where the seen picture comes among all pictures that were seen.
+
+    Args:
+        eeg_embeds: (q, dim).
+        image_embeds: (q, dim) of the picture seen in each row; rows of one picture are equal and one gallery entry.
+        image_index: (q,).
+        subject: (q,).
+    """
+    first = first_rows(image_index[:, None])  # one row a picture, in the order of `image_index`
+    target = torch.searchsorted(image_index[first], image_index)
+    return cosine_ranks(eeg_embeds, image_embeds[first], target, image_index=image_index, subject=subject)
+
+
+def rank_metrics(ranks: Mapping[str, QueryRanks]) -> dict[str, Entry]:
+    """All retrieval numbers of some tasks, each a mean over queries.
+
+    Args:
+        ranks: Key of `TASKS` to the ranks.
 
     Returns:
-        `test/retrieval_top{1,5}_<n>way` by cosine, with `_ridge`; `test/prior_cosine` with `_shuffled`.
+        For a gallery of g, by task (`retrieval`, `classification`) and with `_ridge` for the baseline:
+        `test/<task>_top1_<k>way` for k of `K_WAY` up to g and for g, the exact expectation over distractors;
+        `…_top5_<k>way` for k above 5 and for g; `…_mrr_<g>way`, `…_mean_rank_<g>way` and `…_median_rank_<g>way`
+        (ranks from 1). Intervals take every query as independent, which holds within one subject.
+    """
+    metrics = {}
+    for key, found in ranks.items():
+        (task, suffix), n = TASKS[key], found.gallery
+        for k_way in sorted({*(k for k in K_WAY if k < n), n}):
+            for k in (1, 5):
+                if k == 1 or k_way > 5 or k_way == n:
+                    hits = found.kway(k_way, k) if k_way > 1 else torch.ones(len(found.better)).double()
+                    metrics[f"test/{task}_top{k}_{k_way}way{suffix}"] = proportion(hits, min(1.0, k / k_way))
+        harmonic = float((1 / torch.arange(1, n + 1).double()).mean())
+        metrics[f"test/{task}_mrr_{n}way{suffix}"] = average(found.reciprocal_rank(), harmonic)
+        rank = found.rank()
+        metrics[f"test/{task}_mean_rank_{n}way{suffix}"] = average(rank, (n + 1) / 2)
+        low, high = median_interval(rank)
+        middle = {"value": float(rank.quantile(0.5)), "ci95": [low, high], "chance": (n + 1) / 2}
+        metrics[f"test/{task}_median_rank_{n}way{suffix}"] = middle
+    return metrics
+
+
+def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a median between two order statistics, exact for any distribution (Conover 1999, section 3.2).
+
+    Args:
+        values: (n,).
+        level: Coverage at least; with too few values for it, the smallest and the largest.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    ordered = values.double().sort().values
+    below = max(0, int(binom.ppf((1 - level) / 2, n, 0.5)) - 1)
+    return float(ordered[below]), float(ordered[n - 1 - below])
+
+
+def prior_metrics(pred_image_embeds: Tensor, image_embeds: Tensor, *, seed: int) -> dict[str, Entry]:
+    """`test/prior_cosine` with `_shuffled`: how alike the prior's embeddings are to those of the seen pictures.
+
+    Args:
+        pred_image_embeds: (n, draws, dim) sampled by the prior.
+        image_embeds: (n, dim).
+        seed: Of the derangement behind `_shuffled`.
     """
     n = len(image_embeds)
-    gallery = normalize(image_embeds.double(), dim=1)
-    metrics = {}
-    for k in (1, 5):
-        for suffix, embeds in (("", eeg_embeds), ("_ridge", ridge_embeds)):
-            if embeds is not None:
-                hits = topk_retrieval(normalize(embeds.double(), dim=1) @ gallery.T, torch.arange(n), k)
-                metrics[f"test/retrieval_top{k}_{n}way{suffix}"] = proportion(hits, min(1.0, k / n))
-    if pred_image_embeds is not None:
-        order = derangement(n, seed)
-        cosines = {
-            suffix: cosine_similarity(pred_image_embeds[rows].double(), image_embeds[:, None].double(), dim=-1).mean(1)
-            for suffix, rows in (("", torch.arange(n)), ("_shuffled", order))
-        }
-        chance = float(cosines["_shuffled"].mean())
-        metrics |= {f"test/prior_cosine{suffix}": average(values, chance) for suffix, values in cosines.items()}
-    return metrics
+    cosines = {
+        suffix: cosine_similarity(pred_image_embeds[rows].double(), image_embeds[:, None].double(), dim=-1).mean(1)
+        for suffix, rows in (("", torch.arange(n)), ("_shuffled", derangement(n, seed)))
+    }
+    chance = float(cosines["_shuffled"].mean())
+    return {f"test/prior_cosine{suffix}": average(values, chance) for suffix, values in cosines.items()}
 
 
 def with_permuted_labels(metrics: Mapping[str, Entry], permuted: Mapping[str, Entry]) -> dict[str, Entry]:

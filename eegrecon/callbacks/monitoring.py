@@ -18,6 +18,12 @@ class TrainingMonitor(lightning.Callback):
 
     def __init__(self) -> None:
         self._last = 0.0
+        self._trials, self._seconds = 0, 0.0
+
+    @property
+    def trials_per_second(self) -> float | None:
+        """Over all training steps of this process's lifetime (validation left out)."""
+        return self._trials / self._seconds if self._seconds else None
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Starts the clock."""
@@ -43,6 +49,8 @@ class TrainingMonitor(lightning.Callback):
         now = time.perf_counter()
         n_trials = int(outputs["n_trials"])
         rate = n_trials * trainer.world_size / (now - self._last)
+        self._trials += n_trials * trainer.world_size
+        self._seconds += now - self._last
         self._last = now
         pl_module.log("train/trials_per_second", rate, prog_bar=True, batch_size=n_trials)
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def mse_embedding(
@@ -23,6 +24,24 @@ def mse_embedding(
     return _mse(eeg_embeds, image_embeds, reduce)
 
 
+def cosine_embedding(
+    eeg_embeds: Float[Tensor, "..."], image_embeds: Float[Tensor, "..."], *, reduce: bool = True
+) -> Float[Tensor, "*b"]:
+    """One minus the cosine between embedding and target; 0 at perfection, 1 for unrelated directions.
+
+    Args:
+        eeg_embeds: (b, dim).
+        image_embeds: (b, dim).
+        reduce: mean over trials, scalar; else one number per trial, (b,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    eeg, image = _alike(eeg_embeds, image_embeds)
+    per_trial = 1 - F.cosine_similarity(eeg.flatten(1), image.flatten(1))
+    return per_trial.mean() if reduce else per_trial
+
+
 def mse_latent(
     latents: Float[Tensor, "..."], target_latents: Float[Tensor, "..."], *, reduce: bool = True
 ) -> Float[Tensor, "*b"]:
@@ -40,10 +59,15 @@ def mse_latent(
 
 
 def _mse(value: Tensor, target: Tensor, reduce: bool) -> Tensor:
+    value, target = _alike(value, target)
+    per_trial = (value - target).square().flatten(1).mean(1)
+    return per_trial.mean() if reduce else per_trial
+
+
+def _alike(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if value.shape != target.shape:
         raise ValueError(
             f"a regression loss needs two tensors of one shape, got {tuple(value.shape)} and {tuple(target.shape)}"
         )
     precise = torch.promote_types(target.dtype, torch.float32)  # never half precision, whatever autocast gave
-    per_trial = (value.to(precise) - target.to(precise)).square().flatten(1).mean(1)
-    return per_trial.mean() if reduce else per_trial
+    return value.to(precise), target.to(precise)

@@ -63,6 +63,22 @@ def all_gather_rows(value: Tensor) -> Tensor:
     return _AllGather.apply(value)
 
 
+def uniform_rows(b: int, generator: torch.Generator, shape: tuple[int, ...] = (), *, normal: bool = False) -> Tensor:
+    """Uniform numbers in [0, 1) for this rank's b rows of a global batch, (b, *shape) float32, on the CPU.
+
+    The whole global batch is drawn on every rank, so that a row gets the number it would get in a single process.
+
+    Args:
+        b: Rows of this rank (every rank holds as many).
+        generator: Of the same state on every rank (see `data.streams.generator_of`: seed, purpose, epoch, batch).
+        shape: Of one row's numbers.
+        normal: Standard normal numbers instead.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+    draw = torch.randn if normal else torch.rand
+    return draw(world * b, *shape, generator=generator)[rank * b : (rank + 1) * b]
+
+
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the trials of all ranks, on any device: (b, c, ...) -> (b, c, ...).
 

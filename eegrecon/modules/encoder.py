@@ -7,46 +7,59 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from eegrecon.losses.contrastive import info_nce, same_image
-from eegrecon.losses.regression import mse_embedding, mse_latent
+from eegrecon.data.augment import Augment
+from eegrecon.data.streams import FORGET, LEVELS, generator_of
+from eegrecon.losses.objective import EncoderObjective
 from eegrecon.models.encoders.wrapper import AlignedEncoder
-from eegrecon.modules.distributed import all_gather_rows, synchronise_batch_statistics
+from eegrecon.modules.augmentation import augmented
+from eegrecon.modules.distributed import all_gather_rows, synchronise_batch_statistics, uniform_rows
+from eegrecon.modules.target_levels import LevelMixing
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+IDS = ("image_index", "concept_index", "subject", "repetition")
 
 
 class EncoderModule(lightning.LightningModule):
-    """Trains `contrastive * InfoNCE + mse * MSE(embedding) + vae_latent * MSE(latent)`.
+    """Trains an encoder on an `EncoderObjective`.
 
     Batches hold eeg (b, n_chans, n_times), subject, image_index, concept_index and repetition (b,), and targets
-    {"image": (b, dim), "vae_latent": (b, *latent_shape) if there is a latent head}.
+    {"image": (b, target_dim), "text": (b, dim), "vae_latent": (b, *latent_shape), "levels": (b, n_levels, target_dim)}:
+    the last three where text term, latent head and levels ask for them.
 
     Args:
-        network: the encoder with its normalisation, latent head and temperature; exposed as `network`.
-        optimizer: from parameters to optimiser.
-        contrastive: weight of InfoNCE over the embeddings of all ranks.
-        mse: weight of the regression onto the image embedding.
-        vae_latent: weight of the regression onto the VAE latent; needs a latent head.
+        network: the encoder with its normalisation, what stands beside it and temperature; exposed as `network`.
+        optimizer: from the parameters that are trained to an optimiser.
+        objective: the loss; its contrastive terms are over the embeddings of all ranks.
+        levels: what training rows take for their image target; None: "image".
+        subject_dropout: probability that a training row comes from an unknown subject (id 0).
+        augment: what else is done to training rows; None: nothing.
+        seed: the run's, for what is drawn per row.
 
     Raises:
-        ValueError: the latent weight and the latent head do not go together.
+        ValueError: network and objective do not go together.
     """
 
     def __init__(
         self,
         network: AlignedEncoder,
         optimizer: OptimizerFactory,
+        objective: EncoderObjective,
         *,
-        contrastive: float,
-        mse: float,
-        vae_latent: float = 0.0,
+        levels: LevelMixing | None = None,
+        subject_dropout: float = 0.0,
+        augment: Augment | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        if (vae_latent > 0) != (network.latent_head is not None):
+        if (objective.vae_latent > 0) != (network.latent_head is not None):
             raise ValueError("a latent head and a positive vae_latent weight go together")
-        self.network = network
-        self.make_optimizer = optimizer
-        self.contrastive, self.mse, self.vae_latent = contrastive, mse, vae_latent
+        if (objective.kind == "siglip") != (network.logit_bias is not None):
+            raise ValueError("a logit_bias and the kind siglip go together")
+        if network.image_projection is not None and (objective.mse > 0 or objective.cosine > 0):
+            raise ValueError("a regression onto a learned projection could be solved by a constant")
+        self.network, self.make_optimizer, self.objective = network, optimizer, objective
+        self.levels, self.subject_dropout, self.seed = levels, subject_dropout, seed
+        self.augment = augment or Augment()
 
     def setup(self, stage: str) -> None:
         """Under several processes, batch statistics become statistics over all of them."""
@@ -54,37 +67,73 @@ class EncoderModule(lightning.LightningModule):
             synchronise_batch_statistics(self.network)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Losses of one batch over all ranks: {loss, contrastive, mse[, vae_latent], logit_scale, n_trials}.
+        """Losses of one batch over all ranks: {loss, contrastive, other terms, logit_scale[, logit_bias], n_trials}.
 
-        The terms are unweighted means; `mse` and `vae_latent` are of this rank's trials, `contrastive` of all.
+        The terms are unweighted means; regressions are of this rank's trials, contrastive terms of all.
         """
+        batch = self.training_view(batch, batch_idx)
         eeg_embeds = self.network(batch["eeg"], batch["subject"])
-        rows = (eeg_embeds, batch["targets"]["image"], batch["image_index"])
-        every_eeg, every_image, every_index = map(all_gather_rows, rows)
-        logit_scale = self.network.logit_scale
+        image_embeds = self.network.project_images(batch["targets"]["image"])
+        rows = {"eeg_embeds": eeg_embeds, "image_embeds": image_embeds}
+        rows |= {name: batch[name] for name in ("image_index", "concept_index")}
+        if self.objective.text > 0:
+            rows["text_embeds"] = batch["targets"]["text"]
+        every = {name: all_gather_rows(values) for name, values in rows.items()}
+        if self.levels is not None:
+            self.levels.observe(*(every[name] for name in ("eeg_embeds", "image_embeds", "image_index")))
         terms = {
-            "contrastive": info_nce(every_eeg, every_image, logit_scale, same_image(every_index)),
+            **self.objective.contrasts(every, self.network.logit_scale, self.network.logit_bias),
             **{name: values.mean() for name, values in self._regressions(eeg_embeds, batch["targets"]).items()},
         }
-        weights = {"contrastive": self.contrastive, "mse": self.mse, "vae_latent": self.vae_latent}
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        n_trials = torch.tensor(len(eeg_embeds))
-        return {"loss": loss, **terms, "logit_scale": logit_scale.detach().clone(), "n_trials": n_trials}
+        scales = {name: value.detach().clone() for name, value in self._scales().items()}
+        return {"loss": self.objective.total(terms), **terms, **scales, "n_trials": torch.tensor(len(eeg_embeds))}
+
+    def training_view(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The batch as training sees it: what is done to training rows alone, by chance or by what was learnt so far.
+
+        What is drawn depends on seed, epoch, batch and the row's place in the global batch, and on nothing else.
+        """
+        b = len(batch["subject"])
+
+        def uniform(purpose: int, shape: tuple[int, ...] = (), *, normal: bool = False) -> Tensor:
+            generator = generator_of(self.seed, purpose, self.current_epoch, batch_idx)
+            return uniform_rows(b, generator, shape, normal=normal)
+
+        if self.subject_dropout > 0:
+            subject = batch["subject"]
+            forgotten = (uniform(FORGET) < self.subject_dropout).to(subject.device)
+            batch = {**batch, "subject": subject.masked_fill(forgotten, 0)}
+        if self.levels is not None:
+            targets = batch["targets"]
+            image = self.levels(targets["levels"], batch["image_index"], uniform(LEVELS))
+            batch = {**batch, "targets": {**targets, "image": image}}
+        if not self.augment.is_off:
+            moments = (self.network.channel_mean, self.network.channel_std)
+            batch = augmented(batch, self.augment, *moments, uniform)
+        return batch
+
+    def on_train_epoch_end(self) -> None:
+        """Levels may change between epochs."""
+        if self.levels is not None:
+            self.levels.end_epoch()
+            for name, value in self.levels.shares().items():
+                self.log(f"train/{name}", value, rank_zero_only=False)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """One row per trial: {eeg_embeds, image_embeds, mse[, vae_latent], four ids (b,)}, and the scalar logit_scale.
+        """One row per trial: {eeg_embeds, image_embeds[, text_embeds], regressions, four ids (b,)}, and the scales.
 
         What needs the whole split (retrieval, contrastive loss) is computed from these at the epoch's end.
         """
         eeg_embeds = self.network(batch["eeg"], batch["subject"])
-        ids = {name: batch[name] for name in ("image_index", "concept_index", "subject", "repetition")}
-        return {
+        rows = {
             "eeg_embeds": eeg_embeds.float(),
-            "image_embeds": batch["targets"]["image"],
+            "image_embeds": self.network.project_images(batch["targets"]["image"]).float(),
             **self._regressions(eeg_embeds, batch["targets"]),
-            **ids,
-            "logit_scale": self.network.logit_scale,
+            **{name: batch[name] for name in IDS},
         }
+        if self.objective.text > 0:
+            rows["text_embeds"] = batch["targets"]["text"]
+        return {**rows, **self._scales()}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Embeddings of one batch with their ids: what `embeds/*.safetensors` holds."""
@@ -92,13 +141,22 @@ class EncoderModule(lightning.LightningModule):
         return {"eeg_embeds": self.network(batch["eeg"], batch["subject"]), **ids}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimiser over all parameters."""
-        return self.make_optimizer(self.network.parameters())
+        """One optimiser over all parameters that are trained."""
+        return self.make_optimizer(value for value in self.network.parameters() if value.requires_grad)
+
+    def _scales(self) -> dict[str, Tensor]:
+        bias = self.network.logit_bias
+        return {"logit_scale": self.network.logit_scale, **({} if bias is None else {"logit_bias": bias})}
 
     def _regressions(self, eeg_embeds: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The regression terms, one number per trial: {mse (b,)[, vae_latent (b,)]}."""
-        terms = {"mse": mse_embedding(eeg_embeds, targets["image"], reduce=False)}
-        if self.network.latent_head is not None:
-            latents = self.network.latent_head(eeg_embeds)
-            terms["vae_latent"] = mse_latent(latents, targets["vae_latent"], reduce=False)
-        return terms
+        """The regression terms, one number per trial: {mse[, cosine][, vae_latent]}, each (b,).
+
+        Where the image side is learned (`image_projection`), there is nothing to regress onto but the latent.
+        """
+        head, projected = self.network.latent_head, self.network.image_projection is not None
+        return self.objective.regressions(
+            eeg_embeds,
+            None if projected else targets["image"],
+            None if head is None else head(eeg_embeds),
+            targets.get("vae_latent"),
+        )

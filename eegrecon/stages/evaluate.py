@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from eegrecon.analysis.ranks import QueryRanks
 from eegrecon.analysis.scoring import (
     Scores,
-    score_embeds,
+    prior_metrics,
+    rank_metrics,
     score_pictures,
-    summary_rows,
     with_permuted_labels,
 )
 from eegrecon.artifacts import (
@@ -28,7 +27,6 @@ from eegrecon.artifacts import (
     new_manifest,
     open_stage,
     read_manifest,
-    require_interface,
     write_json,
     write_manifest,
 )
@@ -37,8 +35,11 @@ from eegrecon.config import config_hash, to_yaml
 from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import target_dir
 from eegrecon.data.targets import TargetStore
-from eegrecon.errors import ArtifactError
+from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.models.judges import load_judge, load_target_space
+from eegrecon.stages import evaluate_encoder
+from eegrecon.stages.encoder_scores import open_text, print_table, ranks_of, score_table, text_input, write_ranks
+from eegrecon.stages.upstream import check_data, check_target, control_directory, permuted_input, read_metrics
 
 STAGE = "evaluate"
 METRICS_SCHEMA = 1
@@ -52,6 +53,7 @@ class Scored:
 
     payload: dict[str, Any]
     scores: Scores
+    ranks: dict[str, QueryRanks]
     image_index: list[int]
     seen: list[Any]
     decoded: list[Any]
@@ -61,15 +63,25 @@ class Scored:
 def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> Manifest:
     """Score the reconstructions beside this stage again, into its own `metrics.json`.
 
+    With `pictures: false` the encoder alone is scored (`evaluate_encoder`), and nothing after it is needed.
+
     Args:
         cfg: `EvaluateConfig`.
-        directory: The run's `evaluate/`; `reconstruct/` is its sibling.
+        directory: The run's `evaluate/`; `reconstruct/` (or `encoder/`) is its sibling.
         command: What was typed.
         overwrite: Replace a finished result.
 
     Raises:
         ArtifactError: The reconstructions are missing, changed, or of another target space.
+        ConfigError: A choice means something without pictures alone.
     """
+    if not cfg.pictures:
+        return evaluate_encoder.run(cfg, directory=directory, command=command, overwrite=overwrite)
+    if cfg.averaging_curve:
+        raise ConfigError(
+            f"averaging_curve is {cfg.averaging_curve}, but reconstructions are of all trials together: set "
+            "pictures=false, or leave it empty."
+        )
     started = time.monotonic()
     source = directory.parent / f"reconstruct{cfg.data.tested_suffix}"
     targets = target_dir(Path(cfg.data.root) / cfg.data.set, cfg.target.name)
@@ -77,13 +89,14 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     store = TargetStore(targets, l2_normalise=cfg.target.l2_normalise)
     check_target(upstream, store.interface(), source, targets, fix="`eegrecon reconstruct` with the same target")
     check_data(upstream, cfg.data, source)
-    inputs = {"reconstruct": input_record(source), "targets": input_record(targets)}
+    inputs = {"reconstruct": input_record(source), "targets": input_record(targets), **text_input(cfg)}
     inputs |= permuted_input(cfg)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), inputs, overwrite)
     if state == "up_to_date":
         return read_manifest(directory)
-    scored = score_directory(source, cfg, store, _read_metrics(source)["protocol"])
+    scored = score_directory(source, cfg, store, read_metrics(source)["protocol"])
     write_json(directory / "metrics.json", scored.payload)
+    files = ["metrics.json", *write_ranks(directory, scored.ranks)]
     print_summary(scored.payload)
     manifest = new_manifest(
         STAGE,
@@ -93,7 +106,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         data=upstream.data,
         interface=upstream.interface,
         inputs=inputs,
-        outputs={"metrics.json": {}},
+        outputs={name: {} for name in files},
         metrics=headline(scored.payload),
         wall_seconds=time.monotonic() - started,
     )
@@ -136,13 +149,10 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
         progress=lambda name: console.print(f"eegrecon: scoring {name} of {len(index)} pictures", highlight=False),
     )
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in embeds.items()}
-    metrics = scores.metrics | score_embeds(
-        tensors["eeg_embeds"],
-        torch.from_numpy(np.array(store.rows(embeds["image_index"]), dtype=np.float32)),
-        seed=cfg.seed,
-        ridge_embeds=tensors.get("ridge_embeds"),
-        pred_image_embeds=tensors["pred_image_embeds"],
-    )
+    image_embeds = torch.from_numpy(store.rows(embeds["image_index"]))
+    ranks = ranks_of(tensors, image_embeds, open_text(cfg, images, store.dim), images)
+    metrics = scores.metrics | rank_metrics(ranks)
+    metrics |= prior_metrics(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
     protocol = {
         **protocol,
         "judge": cfg.judge,
@@ -156,61 +166,9 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
         "shuffled": f"reconstructions dealt to other pictures by a derangement (seed {cfg.seed})",
     }
     if cfg.permuted_run:
-        control = Path(cfg.permuted_run) / f"reconstruct{cfg.data.tested_suffix}"
-        metrics = with_permuted_labels(metrics, _read_metrics(control)["metrics"])
+        metrics = with_permuted_labels(metrics, read_metrics(control_directory(cfg))["metrics"])
     payload = {"schema": METRICS_SCHEMA, "protocol": protocol, "metrics": metrics}
-    return Scored(payload, scores, index, seen, decoded[0], ceiling[0])
-
-
-def permuted_input(cfg: Any) -> dict[str, dict[str, str]]:
-    """Lineage entry of the permuted-label run, {} when none is asked for.
-
-    Raises:
-        ArtifactError: It was asked for and is not finished, or is no control for this config.
-    """
-    if not cfg.permuted_run:
-        return {}
-    source = Path(cfg.permuted_run) / f"reconstruct{cfg.data.tested_suffix}"
-    read_manifest(source, fix="`eegrecon reconstruct --upstream --exp pocket_permuted`")
-    protocol = _read_metrics(source)["protocol"]
-    wanted = {"permuted_labels": True, "judge": cfg.judge, "set": cfg.data.set}
-    wanted |= {"subjects": cfg.data.training_subjects, "test_subjects": [cfg.data.tested_subject]}
-    protocol = {"test_subjects": protocol.get("subjects"), **protocol}
-    wrong = [f"{k} is {protocol.get(k)!r} there and {v!r} here" for k, v in wanted.items() if protocol.get(k) != v]
-    if wrong:
-        raise ArtifactError(
-            f"permuted_run {source} is no control for this run ({'; '.join(wrong)}); name the run directory of an "
-            "encoder trained with permute_labels=true."
-        )
-    return {"permuted_run": input_record(source)}
-
-
-def check_target(manifest: Manifest, interface: Mapping[str, Any], upstream: Path, targets: Path, fix: str) -> None:
-    """Refuse an upstream stage of another target space than the store the config names.
-
-    Raises:
-        ArtifactError: Names the fields that differ.
-    """
-    require_interface(manifest, interface, manifest_path=upstream, wanted_by=str(targets / "header.json"), fix=fix)
-
-
-def check_data(manifest: Manifest, data: Any, upstream: Path) -> None:
-    """Refuse an upstream stage that was trained on another set or subjects, or is not for the subject that is tested.
-
-    Raises:
-        ArtifactError: Names both.
-    """
-    tested = manifest.data.get("test_subjects", manifest.data.get("subjects", []))
-    found = {name: manifest.data.get(name) for name in ("set", "subjects")}
-    wanted = {"set": data.set, "subjects": data.training_subjects}
-    if data.tested_subject not in tested:
-        found["test_subject"], wanted["test_subject"] = tested, data.tested_subject
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise ArtifactError(
-                f"{upstream} was made with data.{name} {found[name]!r}, but this config asks for {value!r}: change the "
-                "config or name another run with RUN=… (--run …)."
-            )
+    return Scored(payload, scores, ranks, index, seen, decoded[0], ceiling[0])
 
 
 def headline(payload: Mapping[str, Any]) -> dict[str, float]:
@@ -221,24 +179,13 @@ def headline(payload: Mapping[str, Any]) -> dict[str, float]:
 def print_summary(payload: Mapping[str, Any]) -> None:
     """Print the table of scores: decoded beside chance, ceiling and nulls."""
     protocol = payload["protocol"]
-    rows = summary_rows(payload["metrics"])
-    conditioning = f"test/{protocol['in_conditioning_space']}"
-    table = Table(
+    table = score_table(
+        payload["metrics"],
         title=f"{protocol['n_pictures']} reconstructions, judged by {protocol['judge']}",
-        title_justify="left",
         caption=f"* in conditioning space: {protocol['target']['name']} is what the generator was given",
-        caption_justify="left",
+        starred=f"test/{protocol['in_conditioning_space']}",
     )
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    for row in rows:
-        star = "*" if row["metric"] == conditioning else ""
-        table.add_row(*{**row, "metric": row["metric"].removeprefix("test/") + star}.values())
-    Console(width=max(110, Console().width)).print(table)
-
-
-def _read_metrics(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    print_table(table)
 
 
 def _open(path: Path) -> Any:

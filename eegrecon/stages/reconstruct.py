@@ -15,7 +15,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from eegrecon.artifacts import (
@@ -30,7 +29,7 @@ from eegrecon.artifacts import (
 )
 from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import ReconstructionWriter
-from eegrecon.config import ENCODERS, GENERATORS, Choice, config_hash, parse_yaml, to_yaml
+from eegrecon.config import GENERATORS, config_hash, parse_yaml, to_yaml
 from eegrecon.data import ImageSet, target_dir, trial_dir
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
@@ -38,22 +37,20 @@ from eegrecon.loading import load
 from eegrecon.modules.generator import GeneratorModule
 from eegrecon.registry import resolve
 from eegrecon.stages.data_module import data_module
+from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
 from eegrecon.stages.evaluate import (
     CEILING,
     EMBEDS,
     PICTURES,
     Scored,
-    check_data,
-    check_target,
     headline,
-    permuted_input,
     print_summary,
     score_directory,
 )
 from eegrecon.stages.trainer import build_trainer, trained_manifest
+from eegrecon.stages.upstream import check_data, check_same_data, check_target, permuted_input, require_one_subject
 
 STAGE = "reconstruct"
-BASELINE = "baseline_ridge.safetensors"
 GRID_PICTURES = 24
 CREDITS = {
     "pocket": "Simulated EEG. Drawings: Twemoji (© Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0)"
@@ -118,7 +115,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     write_json(directory / "metrics.json", scored.payload)
     _write_grids(cfg, directory, upstream.data.images, scored, trainer.logger)
     print_summary(scored.payload)
-    files = ["metrics.json", "grid.png", "grid_by_score.png", EMBEDS]
+    files = ["metrics.json", "grid.png", "grid_by_score.png", EMBEDS, *write_ranks(directory, scored.ranks)]
     files += [
         f"{folder}/{path.name}" for folder in (PICTURES, CEILING) for path in sorted((directory / folder).iterdir())
     ]
@@ -132,13 +129,7 @@ class _Upstream:
     """The finished stages and stores this one reads, all checked against each other before anything heavy starts."""
 
     def __init__(self, cfg: Any, run_dir: Path) -> None:
-        subject = cfg.data.tested_subject
-        alone = cfg.data.protocol != "within_subject" or len(cfg.data.subjects) == 1
-        if subject is None or not alone:
-            raise ConfigError(
-                f"reconstruct makes the pictures of one subject at a time, but data.subjects is {cfg.data.subjects} "
-                f"and data.test_subject {cfg.data.test_subject} ({cfg.data.protocol}): name one with --subject N."
-            )
+        subject = require_one_subject(cfg, "reconstruct")
         taken = [name for name in ("callbacks", "logger", "enable_checkpointing") if cfg.trainer.get(name) is not None]
         if taken:
             raise ConfigError(f"trainer.{' and trainer.'.join(taken)} cannot be set for reconstruct; remove it.")
@@ -156,7 +147,7 @@ class _Upstream:
         check_target(self.encoder, interface, self.encoder_dir, targets, "`eegrecon train-encoder` with this target")
         check_target(self.prior, interface, self.prior_dir, targets, "`eegrecon train-prior` with this target")
         check_data(self.encoder, cfg.data, self.encoder_dir)
-        _check_same_data(self.encoder, self.data.describe(), self.encoder_dir)
+        check_same_data(self.encoder, self.data.describe(), self.encoder_dir)
         trained_on = self.prior.inputs.get("encoder", {}).get("manifest_sha256")
         if trained_on != input_record(self.encoder_dir)["manifest_sha256"]:
             raise ArtifactError(
@@ -166,22 +157,11 @@ class _Upstream:
         self.permuted_labels = bool(self.config("encoder").get("permute_labels", False))
         self.inputs = {"encoder": input_record(self.encoder_dir), "prior": input_record(self.prior_dir)}
         self.inputs |= {"targets": input_record(targets), "trials": input_record(trials)}
-        self.inputs |= permuted_input(cfg)
+        self.inputs |= text_input(cfg) | permuted_input(cfg)
 
     def config(self, stage: str) -> dict[str, Any]:
         """The resolved config of an upstream stage."""
         return parse_yaml((getattr(self, f"{stage}_dir") / "config.yaml").read_text(encoding="utf-8"))
-
-
-def _check_same_data(manifest: Manifest, data: Mapping[str, Any], upstream: Path) -> None:
-    """The encoder must have seen the channels, window, pictures and split that this config asks for."""
-    keys = ("channels", "window", "n_times", "sfreq", "unit", "images_sha256", "split")
-    wrong = [key for key in keys if key in manifest.data and manifest.data[key] != data[key]]
-    if wrong:
-        raise ArtifactError(
-            f"The encoder in {upstream} was trained with other data than this config and data.root give; they differ "
-            f"in {', '.join(wrong)}: give both stages the same data block, or train again with --overwrite."
-        )
 
 
 def check_conditioning(generator: Any, interface: Mapping[str, Any], cfg: Any) -> None:
@@ -218,13 +198,9 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
             [encoder(*rows) for rows in zip(eeg.split(256), subject.split(256), strict=True)]
         ).float()
         found = {"eeg_embeds": eeg_embeds, "image_index": image_index, "subject": subject}
-        ridge = upstream.encoder_dir / BASELINE
-        if ridge.is_file():
-            baseline = resolve(
-                ENCODERS, Choice("ridge"), n_chans=eeg.shape[1], n_times=eeg.shape[2], dim=upstream.store.dim
-            )
-            baseline.load_state_dict(load_file(ridge), strict=True)
-            found["ridge_embeds"] = baseline.eval()(eeg, subject)
+        baseline = load_ridge(upstream.encoder_dir, upstream.data)
+        if baseline is not None:
+            found["ridge_embeds"] = baseline(eeg, subject)
         prior: Any = load(upstream.prior_dir)  # a ScaledPrior
         draws = [
             prior.sample(
@@ -249,24 +225,18 @@ def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -
 
 
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
-    sessions, repetitions = cfg.data.sessions, cfg.data.keep_repetitions
-    used = upstream.data.test_trials[0].open("test", sessions=sessions, repetitions=repetitions).used
-    counts = np.unique(used.sum(1)[used.any(1)]).tolist()
+    shared = protocol_block(
+        cfg,
+        upstream.data,
+        upstream.encoder,
+        permuted_labels=upstream.permuted_labels,
+        n_pictures=len(embeds["image_index"]),
+    )
     return {
-        "set": cfg.data.set,
-        "protocol": cfg.data.protocol,
-        "subjects": upstream.data.subjects,
-        "test_subjects": upstream.data.test_subjects,
-        "repetitions": f"test: mean of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}",
-        "sessions": sessions,
-        "keep_repetitions": repetitions,
-        "permuted_labels": upstream.permuted_labels,
-        "target": upstream.store.interface(),
+        **shared,
         "prior": {"guidance_scale": cfg.sample.guidance_scale, "num_inference_steps": cfg.sample.num_inference_steps},
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
         "ceiling": "the generator on the seen pictures' own embeddings, with the same noise",
-        "retrieval": f"cosine, gallery: all {len(embeds['image_index'])} test pictures, one a concept",
-        "seed": cfg.seed,
     }
 
 

@@ -182,6 +182,11 @@ def check_upstream(cfg: TrainPriorConfig, encoder_dir: Path) -> Upstream:
         f"({targets / 'header.json'})",
         fix=f"{fix} with this target in another run directory (RUN=…, --run …), or name the encoder's target here",
     )
+    if "projection" in manifest.interface:
+        raise ArtifactError(
+            f"{encoder_dir} was trained with image_projection={manifest.interface['projection']}, so its "
+            f"embeddings lie in a learned space and not in that of {cfg.target.name!r}: train an encoder without one."
+        )
     inputs = {"encoder": input_record(encoder_dir)}
     if (targets / "manifest.json").is_file():
         inputs["targets"] = input_record(targets)

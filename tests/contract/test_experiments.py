@@ -1,26 +1,37 @@
 """Everything shipped is executed: every experiment YAML, found recursively, loads through its stage's schema."""
 
 import re
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from eegrecon import config
+from eegrecon.stages.encoder_build import target_names
+from eegrecon.stages.target_plan import plans
 
 ROOT = config.experiments_root()
-FILES = sorted(ROOT.rglob("*.yaml"))
+# Lists of runs over experiments; `tests/integration/test_sweep.py` reads them.
+SWEEPS = ("pocket/bench.yaml",)
+FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).as_posix() not in SWEEPS)
 STAGE_OF = {spec.yaml: stage for stage, spec in config.STAGES.items()}
 # Experiments that run the whole chain.
 CHAINS = ("pocket", "pocket_permuted")
+# Experiments that end with the encoder's own numbers.
+RECIPES = (
+    "atm_e", "atm_s", "atm_s_apr24", "atm_s_main", "atm_s_paper", "intermediate_layer", "multi_blur", "nice", "ubp",
+    "vae_fusion",
+)  # fmt: skip
+ENCODERS_ALONE = (*(f"things_eeg2/{name}" for name in RECIPES), "things_meg/atm_s", "pocket_bench")
 HEADER = ("command: make ", "hardware: ", "expected: ")
 
 
 def test_all_of_them_are_found():
     # A new experiment raises this number on purpose: a YAML that no test reads is a YAML that is wrong.
-    assert len(FILES) == 19
-    things = ["things_eeg2/atm_s", "things_meg/atm_s"]
-    assert config.list_experiments() == ["pocket", "pocket_permuted", "pocket_weights", *things]
+    assert len(FILES) == 61
+    pocket = ["pocket", "pocket_bench", "pocket_permuted", "pocket_weights"]
+    assert config.list_experiments() == [*pocket, *sorted(ENCODERS_ALONE[:-1])]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -56,6 +67,21 @@ def test_the_stages_of_an_experiment_agree(exp: str):
     assert encoder.latent_target.name in ("", *targets.targets)
     assert prior.sample == reconstruct.sample
     assert {encoder.data.set, prior.data.set, reconstruct.data.set} == {targets.data.set}
+
+
+@pytest.mark.parametrize("exp", ENCODERS_ALONE)
+def test_an_encoder_is_evaluated_on_what_it_was_trained_for(exp: str):
+    encoder, evaluate = config.load("train-encoder", exp), config.load("evaluate", exp)
+    targets = config.load("extract-targets", exp)
+    assert not evaluate.pictures
+    assert replace(encoder.target, levels=[], mixing="none") == evaluate.target
+    assert encoder.fusion_targets == evaluate.fusion_targets
+    # how training rows are averaged is no business of the test trials
+    assert replace(encoder.data, repetitions="each") == replace(evaluate.data, repetitions="each")
+    stores = [plan.name for plan in plans(targets.targets)]
+    assert set(target_names(encoder).values()) <= set(stores)
+    if evaluate.text_target.name:
+        assert targets.targets[evaluate.text_target.name].kind == "text"
 
 
 def test_the_control_differs_from_pocket_in_its_labels_alone():

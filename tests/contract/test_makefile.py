@@ -13,7 +13,7 @@ from eegrecon.config import STAGES
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
     "setup", "download", "prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct", "evaluate",
-    "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
+    "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

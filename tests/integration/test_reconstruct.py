@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from eegrecon.analysis.protocol import Protocol
+from eegrecon.analysis.ranks import load_ranks
 from eegrecon.artifacts import load_embeds, read_manifest
 from eegrecon.config import load
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.metrics.features import picture_tensor
 from eegrecon.stages import evaluate, reconstruct
 from tests.builders import build_tiny_set
-from tests.builders_runs import build_run
+from tests.builders_runs import build_run, write_text_store
 from tests.builders_sdxl import tiny_sdxl
 
 pytestmark = pytest.mark.usefixtures("clean_rank")
@@ -92,7 +94,12 @@ def test_metrics_have_their_names_intervals_and_chance(done):
     metrics = payload["metrics"]
     wanted = {f"test/{name}{s}" for name in ("two_way_efflite2", "two_way_clip_pocket", "pixcorr", "ssim")
               for s in ("", "_ceiling", "_shuffled")}  # fmt: skip
-    wanted |= {f"test/retrieval_top{k}_{N}way{s}" for k in (1, 5) for s in ("", "_ridge")}
+    numbers = [
+        "top1_2way",
+        "top1_4way",
+        *(f"{name}_{N}way" for name in ("top1", "top5", "mrr", "mean_rank", "median_rank")),
+    ]
+    wanted |= {f"test/retrieval_{number}{s}" for number in numbers for s in ("", "_ridge")}
     assert wanted | {"test/prior_cosine", "test/prior_cosine_shuffled"} == set(metrics)
     for entry in metrics.values():
         low, high = entry["ci95"]
@@ -106,6 +113,10 @@ def test_metrics_have_their_names_intervals_and_chance(done):
     assert protocol["permuted_labels"] is False
     assert protocol["repetitions"] == "test: mean of 3"
     assert protocol["n_pictures"] == N
+    stamp = Protocol.from_metrics(protocol)
+    assert (stamp.split, stamp.subjects, stamp.repetitions, stamp.gallery_n) == ("test", (1,), 3, N)
+    ranks = load_ranks(done / "ranks.safetensors")
+    assert float(ranks.rank().mean()) == metrics[f"test/retrieval_mean_rank_{N}way"]["value"]
 
 
 def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
@@ -139,6 +150,27 @@ def test_evaluate_finds_the_same_numbers_on_disk(home, done):
     assert first["metrics"] == second["metrics"]
     assert first["protocol"] == second["protocol"]
     assert read_manifest(home / "run" / "evaluate").inputs["reconstruct"]
+
+
+def test_the_encoder_alone_finds_the_same_numbers(home, done, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("prior", "recon*", "evaluate"))
+    evaluate.run(config(home, "evaluate", "pictures=false"), directory=run / "evaluate", command="test")
+    full, alone = (json.loads((path / "metrics.json").read_text()) for path in (done, run / "evaluate"))
+    names = [name for name in full["metrics"] if "retrieval" in name]
+    assert alone["metrics"] == {name: full["metrics"][name] for name in names}
+    assert alone["protocol"]["stamp"] == full["protocol"]["stamp"]
+
+
+def test_pictures_are_scored_with_the_names_of_their_concepts_too(home, done, tmp_path):
+    write_text_store(home / "data" / "pocket")
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluate"))
+    words = config(home, "evaluate", "text_target.name=text-pocket")
+    manifest = evaluate.run(words, directory=run / "evaluate", command="test")
+    assert manifest.inputs["text_targets"]["path"].endswith("text-pocket")
+    added = set(manifest.metrics) - set(read_manifest(done).metrics)
+    assert {f"test/classification_top1_{N}way", f"test/classification_top1_{N}way_ridge"} <= added
+    assert all("classification" in name for name in added)
+    assert load_ranks(run / "evaluate" / "ranks_text.safetensors").gallery == N
 
 
 def test_permuted_run_is_reported_beside_the_scores(home, done, tmp_path):

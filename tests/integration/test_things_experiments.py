@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from eegrecon.analysis.protocol import Protocol
 from eegrecon.cli import main
 from eegrecon.data import ImageSet, TrialStore
 
@@ -38,6 +39,14 @@ def test_published_files_to_a_trained_encoder(tmp_path, monkeypatch, set_name):
     assert manifest["interface"]["dim"] == 1024
     assert manifest["data"]["n_times"] == n_times
     assert "val/retrieval_top1_2way" in json.loads((encoder / "metrics.json").read_text())["metrics"]
+    curve = ["averaging_curve=[1,12]", "data.split.val_concepts=2"]
+    assert main(["evaluate", *exp, *curve]) == 0
+    payload = json.loads((encoder.parent / "evaluate" / "metrics.json").read_text())
+    for task in ("retrieval", "classification"):
+        assert {f"test/{task}_top1_3way", f"test/{task}_top1_3way_ridge"} <= set(payload["metrics"])
+    stamp = Protocol.from_metrics(payload["protocol"])
+    assert (stamp.subjects, stamp.repetitions, len(stamp.channels)) == ((subject,), 12, n_chans)
+    assert [entry["repetitions"] for entry in payload["averaging_curve"]] == [1, 12]
 
 
 POCKET = Path(__file__).resolve().parents[2] / "experiments" / "pocket"

@@ -50,6 +50,7 @@ def test_everything_is_written_and_agrees(root, finished):
         "baseline_ridge.safetensors",
         "embeds/train.safetensors",
         "embeds/val.safetensors",
+        "ranks_val.safetensors",
         "metrics.json",
         "config.yaml",
     }

@@ -122,7 +122,7 @@ def test_up_to_date_is_said(stages, tmp_path, capsys):
         (["train-encoder", "--exp", "pocket", "--subjct", "1"], "There is no option '--subjct'"),
         (["train-encoder", "--exp", "pocket", "nonsense"], "'nonsense' is not of the form key=value"),
         (["train-encoder", "--exp", "pocket", "encodr.name=ridge"], "unknown key 'encodr' (did you mean 'encoder'?"),
-        (["train-encoder", "--exp", "pocket", "encoder.name=x"], "the choices are: atm_s, ridge"),
+        (["train-encoder", "--exp", "pocket", "encoder.name=x"], "the choices are: atm_s, atm_e, nice"),
         (["train-encoder", "--exp", "pocket", "seed=x"], "'seed' must be a whole number"),
         (["prepare-data", "--exp", "pocket", "--seed", "1"], "There is no option '--seed'"),
         (["train-encoder", "--config", "/none/encoder.yaml"], "/none/encoder.yaml cannot be read"),
@@ -173,6 +173,30 @@ def test_upstream_makes_the_earlier_stages_with_the_shared_overrides(stages, chi
         ["train-prior", *in_run],
     ]
     assert [call[0] for call in stages] == ["reconstruct"]
+
+
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        (["--exp", "pocket"], "reconstruct"),
+        (["--exp", "pocket", "pictures=false"], "train-encoder"),
+        (["--exp", "things_eeg2/atm_s"], "train-encoder"),  # has neither prior.yaml nor reconstruct.yaml
+    ],
+)
+def test_an_evaluation_without_pictures_needs_nothing_after_the_encoder(stages, children, words, last):
+    assert cli.main(["evaluate", "--upstream", *words]) == 0
+    verbs = ["prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct"]
+    assert [child[0] for child in children] == verbs[: verbs.index(last) + 1]
+    assert not any("pictures=false" in child for child in children)  # prepare-data has a block of this name
+
+
+def test_pictures_are_a_switch_of_evaluate_and_a_block_of_prepare_data(stages, children):
+    words = ["pictures=false", "pictures.size=32"]
+    assert cli.main(["evaluate", "--upstream", "--exp", "pocket", *words]) == 0
+    assert [child[-1] for child in children if "pictures.size=32" in child] == ["pictures.size=32"]
+    assert children[0][0] == "prepare-data"
+    assert "pictures.size=32" in children[0]
+    assert stages[0][1].pictures is False
 
 
 @pytest.mark.parametrize(("protocol", "all_of_them"), [(LOSO, "[1,2,3]"), (JOINT, "[1,2]")])

@@ -75,7 +75,10 @@ def test_all_problems_are_listed_at_once(file):
         file, "encoder.name=atm-s", "loader.batch_size=many", "data.windw=[0,1]", "data.repetitions=eech", "nonsense"
     )
     assert "has 5 problems" in text
-    assert "'encoder.name' is 'atm-s', which is not known (did you mean 'atm_s'? the choices are: atm_s, ridge" in text
+    assert (
+        "'encoder.name' is 'atm-s', which is not known (did you mean 'atm_s'? the choices are: atm_s, atm_e, nice"
+        in text
+    )
     assert "'loader.batch_size' must be a whole number, but it is 'many'" in text
     assert "unknown key 'data.windw' (did you mean 'window'?" in text
     assert "'data.repetitions' is 'eech', which is not known (did you mean 'each'?" in text
@@ -228,3 +231,16 @@ def test_keys_of_knows_the_schema():
     assert not config.keys_of("prepare-data", "data.window")
     assert not config.keys_of("prepare-data", "trainer.devices")
     assert not config.keys_of("train-encoder", "seed.below")
+
+
+def test_a_list_of_blocks_is_checked_block_by_block():
+    override = "fusion_targets=[{name: vae-pocket, l2_normalise: true}, {name: other}]"
+    blocks = config.load("train-encoder", "pocket", overrides=[override]).fusion_targets
+    assert [(block.name, block.l2_normalise) for block in blocks] == [("vae-pocket", True), ("other", False)]
+    assert config.load("train-encoder", "pocket").fusion_targets == []
+    with pytest.raises(ConfigError) as error:
+        config.load("train-encoder", "pocket", overrides=["fusion_targets=[{nmae: x}, {name: y, mixing: some}]"])
+    for words in ("unknown key 'fusion_targets.0.nmae'", "'fusion_targets.0.name' has no value", "'some'"):
+        assert words in str(error.value)
+    with pytest.raises(ConfigError, match="'fusion_targets' must be a list of mappings"):
+        config.load("train-encoder", "pocket", overrides=["fusion_targets=vae-pocket"])

@@ -1,6 +1,5 @@
-"""Retrieval from a similarity matrix, with exact expectations where chance decides, and its intervals."""
+"""Retrieval from a similarity matrix, with exact expectations where chance decides."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from eegrecon.metrics.functional.identification import clopper_pearson
+from eegrecon.metrics.functional.ranking import kway_from_counts, rank_counts, topk_from_counts
 
 
 class RetrievalScores(NamedTuple):
@@ -20,19 +19,13 @@ class RetrievalScores(NamedTuple):
     n_queries: int
 
 
-def _ranks(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """How many gallery entries beat the target, and how many others tie with it: two (q,) float64 tensors."""
-    if similarity.ndim != 2 or target.shape != similarity.shape[:1]:
-        shapes = f"{tuple(similarity.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"similarity must be (q, g) and target (q,), got {shapes}")
-    if not torch.isfinite(similarity).all():
-        raise ValueError("similarity holds NaN or infinite values: the embeddings have diverged")
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < similarity.shape[1]:
-        raise ValueError(f"target points outside the gallery of {similarity.shape[1]}")
-    own = similarity.gather(1, target.long()[:, None])
-    better = (similarity > own).sum(1)
-    ties = (similarity == own).sum(1) - 1
-    return better.double(), ties.double()
+class ConceptRanks(NamedTuple):
+    """Counts behind `RetrievalScores`: N, the rows that are queries (q,), and their `rank_counts` (q,) each."""
+
+    n_way: int
+    row: Tensor
+    better: Tensor
+    ties: Tensor
 
 
 def topk_retrieval(similarity: Float[Tensor, "..."], target: Int[Tensor, "..."], k: int) -> Float64[Tensor, " q"]:
@@ -56,8 +49,8 @@ def topk_retrieval(similarity: Float[Tensor, "..."], target: Int[Tensor, "..."],
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    better, ties = _ranks(similarity, target)
-    return ((k - better) / (ties + 1)).clamp(0, 1)
+    better, ties = rank_counts(similarity, target)
+    return topk_from_counts(better, ties, k)
 
 
 def retrieval_kway(
@@ -65,8 +58,7 @@ def retrieval_kway(
 ) -> Float64[Tensor, " q"]:
     """Probability that the target is among the top k of itself and `k_way - 1` random others of the gallery.
 
-    The exact expectation over all distractor sets (hypergeometric), not a simulation: the target is found when at most
-    k - 1 of the drawn distractors beat it. At `k_way = g` this is `topk_retrieval`.
+    See `ranking.kway_from_counts`. At `k_way = g` this is `topk_retrieval`.
 
     Args:
         similarity: (q, g).
@@ -80,33 +72,51 @@ def retrieval_kway(
     Raises:
         ValueError: as `topk_retrieval`, or `k_way` does not fit the gallery.
     """
-    better, ties = _ranks(similarity, target)
-    others = similarity.shape[1] - 1
-    if not 2 <= k_way <= others + 1 or k < 1:
-        raise ValueError(f"k_way must be 2…{others + 1} and k at least 1, got {k_way} and {k}")
-    total = torch.zeros_like(better)
-    # In a random order of the tied entries, 0…ties of them come first, each equally likely.
-    for first in range(int(ties.max()) + 1 if len(ties) else 0):
-        found = _hypergeometric_cdf(k - 1, others, better + first, k_way - 1)
-        total += torch.where(first <= ties, found, 0.0)
-    return total / (ties + 1)
+    better, ties = rank_counts(similarity, target)
+    return kway_from_counts(better, ties, similarity.shape[1], k_way, k)
 
 
-def _hypergeometric_cdf(most: int, population: int, marked: Float64[Tensor, " q"], drawn: int) -> Float64[Tensor, " q"]:
-    """P(at most `most` of `drawn` drawn from `population` are among the `marked` (q,))."""
+def concept_ranks(
+    eeg_embeds: Float[Tensor, "n dim"],
+    image_embeds: Float[Tensor, "n dim"],
+    image_index: Int[Tensor, " n"],
+    concept_index: Int[Tensor, " n"],
+) -> ConceptRanks:
+    """Where the seen picture comes among one picture per concept, by cosine; the counts behind `concept_retrieval`.
 
-    def log_choose(n: Tensor, r: int) -> Tensor:
-        possible = n >= r
-        n = n.clamp(min=r)
-        value = torch.lgamma(n + 1) - math.lgamma(r + 1) - torch.lgamma(n - r + 1)
-        return torch.where(possible, value, -torch.inf)
+    Args:
+        eeg_embeds: (n, dim), one row a trial, each trial once.
+        image_embeds: (n, dim), the embedding of the picture seen in that trial.
+        image_index: (n,) int.
+        concept_index: (n,) int.
 
-    marked = marked.clamp(max=population)
-    everything = log_choose(torch.full_like(marked, population), drawn)
-    total = torch.zeros_like(marked)
-    for hits in range(min(most, drawn) + 1):
-        total += torch.exp(log_choose(marked, hits) + log_choose(population - marked, drawn - hits) - everything)
-    return total.clamp(max=1)
+    Returns:
+        Gallery by gallery; rows of incomplete galleries are left out.
+
+    Raises:
+        ValueError: no gallery holds a picture of every concept, or embeddings are not finite.
+    """
+    eeg, image = (F.normalize(value.double(), dim=1) for value in (eeg_embeds, image_embeds))
+    pictures = first_rows(image_index[:, None])  # sorted by image_index
+    concepts, concept_of = torch.unique(concept_index[pictures], return_inverse=True)
+    # Rank of a picture among the pictures of its concept, in THINGS order: the gallery it belongs to.
+    rank = torch.zeros_like(concept_of)
+    for concept in range(len(concepts)):
+        mine = concept_of == concept
+        rank[mine] = torch.arange(int(mine.sum()), device=rank.device)
+    rows, counts = [], []
+    for gallery in range(int(rank.max()) + 1):
+        members = pictures[rank == gallery]
+        if len(members) < len(concepts):
+            continue
+        queries = torch.isin(image_index, image_index[members]).nonzero()[:, 0]
+        target = torch.searchsorted(image_index[members], image_index[queries])
+        rows.append(queries)
+        counts.append(rank_counts(eeg[queries] @ image[members].T, target))
+    if not rows:
+        raise ValueError("retrieval needs at least one picture of every concept")
+    better, ties = (torch.cat(values) for values in zip(*counts, strict=True))
+    return ConceptRanks(len(concepts), torch.cat(rows), better, ties)
 
 
 def concept_retrieval(
@@ -132,28 +142,9 @@ def concept_retrieval(
     Raises:
         ValueError: no gallery holds a picture of every concept, or embeddings are not finite.
     """
-    eeg, image = (F.normalize(value.double(), dim=1) for value in (eeg_embeds, image_embeds))
-    pictures = first_rows(image_index[:, None])  # sorted by image_index
-    concepts, concept_of = torch.unique(concept_index[pictures], return_inverse=True)
-    # Rank of a picture among the pictures of its concept, in THINGS order: the gallery it belongs to.
-    rank = torch.zeros_like(concept_of)
-    for concept in range(len(concepts)):
-        mine = concept_of == concept
-        rank[mine] = torch.arange(int(mine.sum()), device=rank.device)
-    top1, top5 = [], []
-    for gallery in range(int(rank.max()) + 1):
-        members = pictures[rank == gallery]
-        if len(members) < len(concepts):
-            continue
-        queries = torch.isin(image_index, image_index[members])
-        similarity = eeg[queries] @ image[members].T
-        target = torch.searchsorted(image_index[members], image_index[queries])
-        top1.append(topk_retrieval(similarity, target, 1))
-        top5.append(topk_retrieval(similarity, target, 5))
-    if not top1:
-        raise ValueError("retrieval needs at least one picture of every concept")
-    first, five = torch.cat(top1), torch.cat(top5)
-    return RetrievalScores(len(concepts), float(first.mean()), float(five.mean()), len(first))
+    ranks = concept_ranks(eeg_embeds, image_embeds, image_index, concept_index)
+    top1, top5 = (float(topk_from_counts(ranks.better, ranks.ties, k).mean()) for k in (1, 5))
+    return RetrievalScores(ranks.n_way, top1, top5, len(ranks.row))
 
 
 def first_rows(keys: Int[Tensor, "n k"]) -> Int64[Tensor, " unique"]:
@@ -166,38 +157,3 @@ def first_rows(keys: Int[Tensor, "n k"]) -> Int64[Tensor, " unique"]:
     n = int(inverse.max()) + 1
     first = torch.full((n,), len(keys), device=keys.device)
     return first.scatter_reduce(0, inverse, torch.arange(len(keys), device=keys.device), "amin")
-
-
-def binomial_interval(
-    successes: float, n: int, confidence: float = 0.95, method: str = "wilson"
-) -> tuple[float, float]:
-    """Interval of a success probability.
-
-    Args:
-        successes: number of successes; a sum of expected hits may be fractional.
-        n: number of trials, at least 1.
-        confidence: such as 0.95.
-        method: "wilson" (Wilson 1927, score interval) or "clopper_pearson" (1934, never too narrow).
-
-    Returns:
-        (low, high) in [0, 1].
-
-    Raises:
-        ValueError: the numbers are no proportion, or the method is unknown.
-
-    >>> [round(bound, 4) for bound in binomial_interval(5, 10)]
-    [0.2366, 0.7634]
-    """
-    from scipy.stats import norm
-
-    if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
-        raise ValueError(f"no proportion: {successes} of {n} at confidence {confidence}")
-    if method == "wilson":
-        z = float(norm.ppf((1 + confidence) / 2))
-        rate, weight = successes / n, z * z / n
-        centre = (rate + weight / 2) / (1 + weight)
-        half = z * math.sqrt(rate * (1 - rate) / n + weight / (4 * n)) / (1 + weight)
-        return max(0.0, centre - half), min(1.0, centre + half)
-    if method == "clopper_pearson":
-        return clopper_pearson(successes, n, confidence)
-    raise ValueError(f"method must be wilson or clopper_pearson, got {method!r}")

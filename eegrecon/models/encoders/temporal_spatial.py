@@ -37,6 +37,7 @@ class TSConv(nn.Module):
         pool: samples of the average pooling (51).
         stride: stride of the average pooling (5).
         dropout: dropout after the spatial convolution (0.5).
+        encoder: the name in the error.
 
     Raises:
         ConfigError: a trial is too short for kernel and pooling.
@@ -56,12 +57,13 @@ class TSConv(nn.Module):
         pool: int = 51,
         stride: int = 5,
         dropout: float = 0.5,
+        encoder: str = "atm_s",
     ) -> None:
         super().__init__()
         self.taps = kernel + pool - 1
         if n_times < self.taps:
             raise ConfigError(
-                f"Encoder atm_s needs trials of at least {self.taps} samples (temporal kernel {kernel} and pooling "
+                f"Encoder {encoder} needs trials of at least {self.taps} samples (temporal kernel {kernel} and pooling "
                 f"{pool}), got {n_times}: widen data.window."
             )
         self.pool, self.stride = pool, stride

@@ -6,6 +6,9 @@ import torch
 from eegrecon.callbacks.resume import epoch_seed
 from eegrecon.callbacks.retrieval import score_validation
 from eegrecon.losses.contrastive import info_nce
+from eegrecon.losses.objective import EncoderObjective
+
+PLAIN = EncoderObjective(contrastive=1.0, mse=1.0)
 
 
 def rows(noise):
@@ -21,7 +24,7 @@ def rows(noise):
 
 
 def test_a_perfect_encoder_and_names_that_say_n():
-    scores = score_validation(rows(0.0), torch.tensor(5.0))
+    scores = score_validation(rows(0.0), PLAIN, torch.tensor(5.0))
     assert set(scores) == {"retrieval_top1_4way", "retrieval_top5_4way", "contrastive", "mse"}
     assert scores["retrieval_top1_4way"] == 1
     assert scores["retrieval_top5_4way"] == 1
@@ -31,7 +34,7 @@ def test_a_perfect_encoder_and_names_that_say_n():
 
 def test_a_blind_encoder():
     blind = {**rows(0.0), "eeg_embeds": torch.ones(12, 16), "image_embeds": torch.ones(12, 16)}
-    scores = score_validation({**blind, "vae_latent": torch.ones(12)}, torch.tensor(2.0))
+    scores = score_validation({**blind, "vae_latent": torch.ones(12)}, PLAIN, torch.tensor(2.0))
     assert scores["retrieval_top1_4way"] == pytest.approx(1 / 4)
     assert scores["contrastive"] == pytest.approx(math.log(12))
     assert scores["vae_latent"] == 1
@@ -40,7 +43,7 @@ def test_a_blind_encoder():
 def test_the_contrastive_loss_is_over_the_whole_split():
     noisy = rows(2.0)
     expected = info_nce(noisy["eeg_embeds"], noisy["image_embeds"], torch.tensor(1.0))
-    assert score_validation(noisy, torch.tensor(1.0))["contrastive"] == pytest.approx(expected.item())
+    assert score_validation(noisy, PLAIN, torch.tensor(1.0))["contrastive"] == pytest.approx(expected.item())
 
 
 def test_every_epoch_and_rank_has_its_seed():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from eegrecon.losses.contrastive import info_nce, same_image
+from eegrecon.losses.contrastive import info_nce, same_image, siglip
 
 
 def by_loop(eeg, image, scale, positives=None):
@@ -53,3 +53,50 @@ def test_gradient_reaches_both_sides_and_the_temperature():
     for tensor in (eeg, image, scale):
         assert torch.isfinite(tensor.grad).all()
         assert tensor.grad.abs().sum() > 0
+
+
+def by_pairs(eeg, image, scale, bias, positives):
+    """SigLIP as b² questions, each answered by itself."""
+    n = len(eeg)
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if i != j and positives[i][j]:
+                continue
+            logit = scale * torch.cosine_similarity(eeg[i], image[j], dim=0).item() + bias
+            right = 1 / (1 + math.exp(-logit))
+            total -= math.log(right if i == j else 1 - right)
+    return total / n
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2, 3, 4, 5], [4, 1, 4, 2, 2, 2]])
+def test_siglip_equals_its_pairs(index):
+    torch.manual_seed(0)
+    eeg, image = torch.randn(6, 5) * 3, torch.randn(6, 5)
+    positives = same_image(torch.tensor(index))
+    loss = siglip(eeg, image, torch.tensor(1.1), torch.tensor(-0.7), positives)
+    assert loss.item() == pytest.approx(by_pairs(eeg, image, math.exp(1.1), -0.7, positives.tolist()), rel=1e-5)
+
+
+def test_siglip_perfect_and_blind():
+    eye = torch.eye(8)
+    assert siglip(eye, 3 * eye, torch.tensor(4.0), torch.tensor(-27.0)).item() < 1e-6  # logits 27.6 and -27
+    flat = torch.ones(8, 3)
+    zero = siglip(flat, flat, torch.tensor(0.0), torch.tensor(-1.0))  # every logit is 0
+    assert zero.item() == pytest.approx(8 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [info_nce, lambda *args, **kw: siglip(*args[:3], torch.tensor(-1.0), **kw)])
+def test_each_side_may_keep_its_length_and_the_scale_may_be_raw(loss):
+    torch.manual_seed(0)
+    eeg, image, scale = torch.randn(5, 4), 2 * torch.randn(5, 4), torch.tensor(0.8)
+    unit = torch.nn.functional.normalize
+    bare = {"normalise_eeg": False, "normalise_image": False, "raw_scale": True}
+    for by_eeg in (True, False):
+        for by_image in (True, False):
+            for raw in (True, False):
+                a, b = (unit(eeg) if by_eeg else eeg), (unit(image) if by_image else image)
+                wanted = loss(a, b, scale if raw else scale.exp(), **bare)
+                found = loss(eeg, image, scale, normalise_eeg=by_eeg, normalise_image=by_image, raw_scale=raw)
+                torch.testing.assert_close(found, wanted)
+    assert loss(eeg, image, scale) != loss(eeg, image, scale, normalise_eeg=False)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.stats import hypergeom
 
+from eegrecon.metrics.functional.intervals import binomial_interval
 from eegrecon.metrics.functional.retrieval import (
-    binomial_interval,
+    concept_ranks,
     concept_retrieval,
     first_rows,
     retrieval_kway,
@@ -89,18 +90,6 @@ def test_bad_input_is_refused():
         topk_retrieval(SIMILARITY, TARGET[:2], 1)
 
 
-def test_intervals_against_published_numbers():
-    # 15 of 148: Newcombe 1998, table I (Wilson without continuity correction; Clopper-Pearson).
-    assert binomial_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert binomial_interval(15, 148, method="clopper_pearson") == pytest.approx((0.0578, 0.1617), abs=5e-5)
-    assert binomial_interval(0, 20)[0] == 0
-    assert binomial_interval(20, 20)[1] == 1
-    with pytest.raises(ValueError, match="method"):
-        binomial_interval(1, 2, method="wald")
-    with pytest.raises(ValueError, match="no proportion"):
-        binomial_interval(3, 2)
-
-
 def made(n_concepts=6, pictures=3, subjects=2):
     index, concept = [], []
     for c in range(n_concepts):
@@ -137,6 +126,17 @@ def test_incomplete_galleries_are_left_out():
     keep = index != 151  # the second picture of the last concept: its third becomes the second, and none is third
     scores = concept_retrieval(image[keep], image[keep], index[keep], concept[keep])
     assert scores == (6, 1.0, 1.0, 12)
+
+
+def test_the_counts_behind_validation():
+    image, index, concept = made()
+    noisy = image + 1.5 * torch.randn_like(image)
+    ranks = concept_ranks(noisy, image, index, concept)
+    scores = concept_retrieval(noisy, image, index, concept)
+    assert sorted(ranks.row.tolist()) == list(range(36))
+    assert scores.top1 == pytest.approx((ranks.better == 0).double().mean().item())
+    assert scores.top5 == pytest.approx((ranks.better < 5).double().mean().item())
+    assert ranks.n_way == 6
 
 
 def test_first_rows():

@@ -1,13 +1,18 @@
 """ATM-S: shapes, the exact folded convolution, the switches."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from eegrecon.errors import ConfigError
-from eegrecon.models.encoders.atm_s import ATMS, sinusoids
+from eegrecon.models.encoders.atm_attention import TimeLayer, sinusoids
+from eegrecon.models.encoders.atm_e import ATME
+from eegrecon.models.encoders.atm_s import ATMS
 from eegrecon.models.encoders.temporal_spatial import TSConv
+from tests.official_atm import OfficialATMS
 
 
 def small(**args):
@@ -108,7 +113,10 @@ def test_attention_equals_its_definition():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"attention_axis": "time"}, "issue 4"),
+        ({"attention_axis": "time"}, "subject_token is shared .set it to none."),
+        ({"attention_axis": "time", "subject_token": "none", "heads": 4}, "heads is 4"),
+        ({"token_slice": "official", "subject_token": "none"}, "subject_token is none"),
+        ({"token_slice": "first"}, "all, official"),
         ({"attention_axis": "both"}, "attention_axis"),
         ({"position": "sinus"}, "none, sinusoidal, learnable"),
         ({"subject_token": "yes"}, "per_subject"),
@@ -122,3 +130,106 @@ def test_wrong_arguments_are_one_sentence(args, words):
 def test_short_trials_are_refused():
     with pytest.raises(ConfigError, match="at least 75 samples"):
         ATMS(5, 74, 8)
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_official_parameters_all_accounted_for():
+    # facts/atm.md 2.1 and 2.2: the count of today's main, and the paper's three rows.
+    official = OfficialATMS()
+    assert count(official) == 3_202_413
+    dead = sum(p.numel() for n, p in official.named_parameters() if n.startswith("subject_wise_linear"))
+    assert count(official) - dead == 3_076_913
+    paper = ATMS(63, 250, 1024, attention_axis="time", subject_token="none")
+    assert (2 * count(paper.time), count(paper.conv), count(paper.head)) == (553_078, 103_680, 2_527_232)
+
+
+def test_official_keys_and_shapes_are_those_of_the_released_checkpoints():
+    facts = Path(__file__).parents[4].parent / "shared" / "facts" / "atm_state_dict.json"
+    if not facts.is_file():
+        pytest.skip("the facts are not part of the repository")
+    published = json.loads(facts.read_text())["encoder (main, Generation/ATMS_reconstruction.py)"]
+    assert {name: list(value.shape) for name, value in OfficialATMS().state_dict().items()} == published
+
+
+def copied(official, ours):
+    """The official weights in our module, by hand."""
+    o, n = official.state_dict(), ours.state_dict()
+    attention, layer = "encoder.encoder.attn_layers.0.attention.", "encoder.encoder.attn_layers.0."
+    names = {"tokens.value": "encoder.enc_embedding.value_embedding", "norm": "encoder.encoder.norm"}
+    names |= {f"layers.0.{k}": f"{attention}{k}_projection" for k in ("query", "key", "value", "out")}
+    names |= {f"layers.0.{k}": f"{layer}{v}" for k, v in {"expand": "conv1", "contract": "conv2"}.items()}
+    names |= {f"layers.0.{k}": f"{layer}{k}" for k in ("norm1", "norm2")}
+    names |= {"conv.projection": "enc_eeg.0.projection.0", "head.inward": "proj_eeg.0"}
+    names |= {"head.residual": "proj_eeg.1.fn.1", "head.norm": "proj_eeg.2"}
+    for mine, theirs in names.items():
+        for kind in ("weight", "bias"):
+            n[f"{mine}.{kind}"] = o[f"{theirs}.{kind}"].view(n[f"{mine}.{kind}"].shape)
+    for name in list(n):
+        if name.startswith("conv.tsconv"):
+            n[name] = o[name.replace("conv.", "enc_eeg.0.", 1)]
+    # Official features have positions outermost, ours filters.
+    n["head.inward.weight"] = n["head.inward.weight"].unflatten(1, (-1, 40)).transpose(1, 2).flatten(1)
+    table = "encoder.enc_embedding.subject_embedding."
+    n["tokens.subject.weight"] = torch.cat([o[f"{table}shared_embedding"], o[f"{table}subject_embedding.weight"][1:]])
+    ours.load_state_dict(n, strict=True)
+    return ours
+
+
+@pytest.mark.parametrize("subject", [1, 9, 10])
+def test_equals_the_official_network_forward_and_backward(subject):
+    torch.manual_seed(0)
+    official = OfficialATMS().eval()
+    with torch.no_grad():
+        for module in official.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+    args = {"token_slice": "official", "position": "sinusoidal", "subject_token": "per_subject", "n_subjects": 9}
+    ours = copied(official, ATMS(63, 250, 1024, **args)).eval()
+    eeg, ids = torch.randn(3, 63, 250), torch.full((3,), subject)
+    ends = []
+    for network in (official, ours):
+        x = eeg.clone().requires_grad_()
+        out = network(x, ids)
+        (out * torch.linspace(-1, 1, 1024)).sum().backward()
+        ends.append((out, x.grad))
+    torch.testing.assert_close(ends[0][0], ends[1][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ends[0][1], ends[1][1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_official_slice_loses_the_last_channel():
+    net = small(token_slice="official").eval()
+    eeg = torch.randn(1, 5, 90)
+    seen = net.attend(eeg, torch.tensor([1]))
+    everything = small().eval().attend(eeg, torch.tensor([1]))
+    torch.testing.assert_close(seen[:, 1:], everything[:, :-1])
+
+
+def test_attention_over_time_mixes_samples_and_no_channel_twice():
+    torch.manual_seed(0)
+    layer = TimeLayer(5, 90, "none", 1, 2048, 0.1).eval()
+    eeg = torch.randn(2, 5, 90)
+    expected = torch.stack([layer.layers[0](one.T[None])[0].T for one in eeg])
+    torch.testing.assert_close(layer(eeg), expected, atol=1e-5, rtol=1e-5)
+    shuffled = torch.randperm(90)
+    # Without positions, attention does not know the order of its tokens.
+    torch.testing.assert_close(layer(eeg[..., shuffled]), layer(eeg)[..., shuffled], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "learnable"])
+@pytest.mark.parametrize("build", [ATMS, ATME])
+def test_attention_over_time_gives_embeddings_and_gradients(build, position):
+    torch.manual_seed(0)
+    net = build(5, 90, 8, attention_axis="time", subject_token="none", position=position, subject_linear=True)
+    net(torch.randn(4, 5, 90), torch.ones(4, dtype=torch.long)).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_atm_e_over_channels_takes_subject_tokens():
+    net = ATME(5, 90, 8, attention_axis="channel", subject_token="per_subject", subject_linear=False).eval()
+    eeg = torch.randn(1, 5, 90).expand(2, -1, -1)
+    out = net(eeg, torch.tensor([1, 2]))
+    assert not torch.allclose(out[0], out[1])

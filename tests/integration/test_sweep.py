@@ -1,0 +1,183 @@
+"""Many runs with one command: what is planned, what is run, what happens when something breaks, and the table."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eegrecon.cli import main
+from eegrecon.errors import ConfigError
+from eegrecon.stages import sweep_worker, train_encoder
+from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of
+from tests.builders import build_tiny_set
+
+pytestmark = [pytest.mark.usefixtures("clean_rank"), pytest.mark.filterwarnings("ignore:.*does not have many workers")]
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "experiments" / "pocket" / "bench.yaml"
+TRAINER = "trainer={accelerator: cpu, devices: 1, max_epochs: 1, num_sanity_val_steps: 0}"
+SMALL = ["loss.vae_latent=0", "latent_target.name=''", "loader.batch_size=16", "baseline_ridge=false", TRAINER]
+TEXT = """
+jobs: 2
+groups:
+  tiny:
+    experiment: pocket
+    subjects: [1, 2]
+    seeds: [0, 1]
+    protocols: [within_subject, leave_one_subject_out]
+    shared: {shared}
+    variants:
+      ridge: [encoder.name=ridge]
+      mlp: ["encoder={{name: mlp, args: {{hidden: [8]}}}}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    build_tiny_set(root, subjects=(1, 2), test_concepts=6)
+    return root
+
+
+@pytest.fixture
+def file(root, tmp_path):
+    shared = json.dumps([f"data.root={root}", "data.split.val_concepts=4", *SMALL])
+    path = tmp_path / "mine" / "bench.yaml"
+    path.parent.mkdir()
+    path.write_text(TEXT.format(shared=shared))
+    return path
+
+
+def sweep(file, tmp_path, *words):
+    return main(["sweep", str(file), "--out", str(tmp_path / "out"), "--skip-data", "--executor", "inline", *words])
+
+
+def test_the_shipped_sweep_is_whole():
+    found = read_sweep(SHIPPED)
+    runs = runs_of(found, Path("x"))
+    assert len({run.directory for run in runs}) == len(runs)
+    check_runs(runs)
+    bench = found.groups["encoders"]
+    assert bench.seeds == [0, 1, 2]
+    assert len(bench.subjects) == 4
+    assert len(bench.protocols) == 2
+    assert data_commands(found)[0][:3] == ["prepare-data", "--exp", "pocket_bench"]
+
+
+def test_runs_are_made_once_and_the_table_says_what_they_found(file, tmp_path, capsys):
+    assert sweep(file, tmp_path) == 0
+    out = tmp_path / "out"
+    first = (out / "tiny" / "mlp" / "all-but-01" / "seed-1" / "encoder" / "manifest.json").stat().st_mtime_ns
+    assert not list((out / ".sweep").glob("*"))
+    with (out / "table.csv").open() as table:
+        rows = {(row["variant"], row["protocol"]): row for row in csv.DictReader(table)}
+    assert len(rows) == 4
+    assert all(row["runs"] == row["planned"] == "4" for row in rows.values())
+    for (variant, _), row in rows.items():
+        assert (row["trials_per_second"] != "") == (variant == "mlp")
+        assert float(row["test_top1_low"]) <= float(row["test_top1"]) <= float(row["test_top1_high"])
+    # By hand: the mean over subjects and seeds of each run's own number.
+    values = []
+    for run in sorted((out / "tiny" / "ridge").glob("sub-*/seed-*/evaluate/metrics.json")):
+        values.append(json.loads(run.read_text())["metrics"]["test/retrieval_top1_6way"]["value"])
+    assert len(values) == 4
+    assert float(rows["ridge", "within_subject"]["test_top1"]) == pytest.approx(sum(values) / 4, abs=1e-5)
+    assert (out / "table.png").stat().st_size > 5000
+    assert "over pictures" in (out / "table.txt").read_text()
+    assert sweep(file, tmp_path) == 0
+    again = (out / "tiny" / "mlp" / "all-but-01" / "seed-1" / "encoder" / "manifest.json").stat().st_mtime_ns
+    assert again == first
+
+
+def test_a_broken_run_is_told_and_the_others_go_on(file, tmp_path, capsys, monkeypatch):
+    text = file.read_text().replace("seeds: [0, 1]", "seeds: [0]").replace("hidden: [8]", "hidden: [0]")
+    file.write_text(text)
+    assert sweep(file, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.count("failed: encoder.args.hidden must be a list of positive widths") == 4
+    with (tmp_path / "out" / "table.csv").open() as table:
+        assert {row["variant"] for row in csv.DictReader(table)} == {"ridge"}
+    log = tmp_path / "out" / "tiny" / "mlp" / "sub-01" / "seed-0" / "sweep.log"
+    assert "positive widths" in log.read_text()
+
+
+def test_what_was_interrupted_is_continued(file, tmp_path, monkeypatch):
+    calls = []
+    original = train_encoder.run
+
+    def watched(cfg, **keywords):
+        calls.append(keywords["directory"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(cfg, **keywords)
+
+    monkeypatch.setattr(train_encoder, "run", watched)
+    assert sweep(file, tmp_path, "--only", "tiny/mlp/*") == 130
+    assert sweep(file, tmp_path, "--only", "tiny/mlp/*") == 0
+    assert len(calls) == 3 + 8
+    finished = list((tmp_path / "out").rglob("evaluate/manifest.json"))
+    assert len(finished) == 8
+
+
+def test_a_run_that_a_cluster_takes_back_is_free_again(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_worker, "do_run", lambda run: 1 / 0)
+    state = tmp_path / "state"
+    state.mkdir()
+    runs = runs_of(read_sweep(file), tmp_path / "out")[:1]
+    from eegrecon.stages.sweep_plan import write_runs
+
+    write_runs(state / "runs.json", runs)
+    worker = sweep_worker.Worker()
+    with pytest.raises(ZeroDivisionError):
+        worker(str(state))
+    assert list(state.glob("*.claim"))
+    worker.checkpoint(str(state))
+    assert not list(state.glob("*.claim"))
+
+
+def test_a_dry_run_lists_everything_and_does_nothing(file, tmp_path, capsys):
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "first: eegrecon prepare-data --exp pocket 'data.subjects=[1,2]'" in said
+    assert said.count("seed-1") == 2 * 8
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("experiment: pocket\n", "experiment: pockt\n"), "There is no experiment 'pockt'"),
+        (("seeds: [0, 1]", "seeds: 3"), "groups.tiny.seeds must be a list of whole numbers"),
+        (("protocols: [within_subject", "protocols: [within"), "names 'within'"),
+        (("ridge: [encoder.name=ridge]", "ridge: [encodr.name=ridge]"), "no stage of a sweep .* knows the key"),
+        (("ridge: [encoder.name=ridge]", "ridge: [encoder.name=rdge]"), "did you mean 'ridge'"),
+        (("jobs: 2", "jobs: 0"), "jobs must be a whole number from 1"),
+        (("jobs: 2", "job: 2"), "unknown key 'job'"),
+        (("variants:", "variant:"), "unknown key groups.tiny.variant .*groups.tiny.variants has no value"),
+    ],
+)
+def test_a_wrong_sweep_is_one_sentence(file, tmp_path, change, words):
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(ConfigError, match=words):
+        check_runs(runs_of(read_sweep(file), tmp_path))
+
+
+def test_no_run_fits(file, tmp_path, capsys):
+    assert sweep(file, tmp_path, "--only", "nothing") == 2
+    assert "names look like tiny/ridge/within_subject/sub-01/seed-0" in capsys.readouterr().err
+
+
+def test_slurm_without_a_cluster_is_one_sentence(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--skip-data", "--executor", "slurm"]
+    assert main(words) == 2
+    assert "needs the command sbatch" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_runs_out(file, tmp_path):
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--skip-data", "--only", "*/seed-0"]
+    assert main(words) == 0
+    assert len(list((tmp_path / "out").rglob("evaluate/manifest.json"))) == 8

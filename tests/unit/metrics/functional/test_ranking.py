@@ -1,0 +1,92 @@
+"""Numbers from counts: by hand, by enumerating orders, by drawing, and at the two known points."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from eegrecon.metrics.functional.ranking import (
+    kway_drawn,
+    kway_from_counts,
+    rank_counts,
+    reciprocal_rank,
+    target_rank,
+)
+
+PERFECT = torch.zeros(4, dtype=torch.long)
+
+
+def test_counts_by_hand():
+    similarity = torch.tensor([[3.0, 1, 2, 3], [0, 0, 0, 0], [1, 2, 3, 4]])
+    better, ties = rank_counts(similarity, torch.tensor([2, 0, 3]))
+    assert better.tolist() == [2, 0, 0]
+    assert ties.tolist() == [0, 3, 0]
+
+
+@pytest.mark.parametrize(("better", "ties"), [(0, 0), (0, 3), (2, 1), (4, 0), (1, 3)])
+def test_ranks_equal_the_mean_over_all_orders_of_the_tied(better, ties):
+    places = []
+    for order in itertools.permutations(range(ties + 1)):
+        places.append(better + 1 + order.index(0))
+    counts = torch.tensor([better]), torch.tensor([ties])
+    assert target_rank(*counts).item() == pytest.approx(sum(places) / len(places))
+    assert reciprocal_rank(*counts).item() == pytest.approx(sum(1 / place for place in places) / len(places))
+
+
+def test_perfect_and_chance():
+    assert target_rank(PERFECT, PERFECT).tolist() == [1.0] * 4
+    assert reciprocal_rank(PERFECT, PERFECT).tolist() == [1.0] * 4
+    everything = torch.full((1,), 199)  # a constant similarity: all 199 others tie
+    none = torch.zeros(1, dtype=torch.long)
+    assert target_rank(none, everything).item() == 100.5
+    assert reciprocal_rank(none, everything).item() == pytest.approx(sum(1 / i for i in range(1, 201)) / 200)
+    for k_way in (2, 10, 200):
+        assert kway_from_counts(none, everything, 200, k_way).item() == pytest.approx(1 / k_way)
+        assert kway_drawn(PERFECT, PERFECT, 200, k_way).tolist() == [1.0] * 4
+
+
+def official(similarity, target, k_way, draws):
+    """One query: other columns by `random.sample`, the true one last, as EEG_Image_decode does it."""
+    hits = 0
+    for _ in range(draws):
+        chosen = [*random.sample([j for j in range(len(similarity)) if j != target], k_way - 1), target]
+        hits += int(similarity[chosen].argmax()) == k_way - 1
+    return hits / draws
+
+
+def test_drawing_is_the_official_draw_and_a_sample_of_the_exact_value():
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.randn(12, 30, generator=generator)
+    target = torch.arange(12)
+    counts = rank_counts(similarity, target)
+    random.seed(0)
+    for k_way in (2, 10):
+        exact = kway_from_counts(*counts, 30, k_way)
+        drawn = kway_drawn(*counts, 30, k_way, draws=3000, seed=1)
+        theirs = torch.tensor([official(row, int(t), k_way, 3000) for row, t in zip(similarity, target, strict=True)])
+        assert (drawn - exact).abs().max() < 0.035  # 3.8 standard errors of 3000 draws at most
+        assert (theirs - exact).abs().max() < 0.035
+        # a single draw is a hit or none, and its mean is what the field printed
+        one = kway_drawn(*counts, 30, k_way, seed=2)
+        assert set(one.tolist()) <= {0.0, 1.0}
+
+
+def test_drawing_breaks_ties_at_random_and_is_seeded():
+    better, ties = torch.full((4000,), 3), torch.full((4000,), 2)
+    drawn = kway_drawn(better, ties, 20, 5, 2, seed=5)
+    exact = kway_from_counts(better[:1], ties[:1], 20, 5, 2).item()
+    assert drawn.mean().item() == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 4000) ** 0.5)
+    assert torch.equal(drawn, kway_drawn(better, ties, 20, 5, 2, seed=5))
+    assert not torch.equal(drawn, kway_drawn(better, ties, 20, 5, 2, seed=6))
+    # nothing is left to chance when the whole gallery is drawn
+    assert torch.equal(kway_drawn(better, 0 * ties, 20, 20, 5), kway_from_counts(better, 0 * ties, 20, 20, 5))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="outside the gallery of 3"):
+        rank_counts(torch.zeros(1, 3), torch.tensor([3]))
+    with pytest.raises(ValueError, match="k_way must be 2…200"):
+        kway_from_counts(PERFECT, PERFECT, 200, 201)
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        kway_drawn(PERFECT, PERFECT, 200, 2, draws=0)
