@@ -15,6 +15,7 @@ from eegrecon.data.augment import Augment
 from eegrecon.losses.objective import EncoderObjective
 from eegrecon.metrics.retrieval import Retrieval
 from eegrecon.models.encoders.atm_s import ATMS
+from eegrecon.models.encoders.eegnet import EEGNetV4
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.models.image_projection import LinearProjection
 from eegrecon.models.latent_head import LatentHead
@@ -37,8 +38,10 @@ CASES = {
     "uncertainty": {"mixing": "uncertainty"},
     "subject dropout": {"subject_dropout": 0.5},
     "batch norm": {"plain": True},
+    "folded norm": {"eegnet": True},
     "augmented": {"augment": Augment(time_shift=3, channel_dropout=0.3, noise=0.2, mixup=0.4), "text": 0.1},
 }
+SPECIAL = ("projection", "mixing", "plain", "eegnet", "subject_dropout", "augment")
 
 
 class WithBatchNorm(nn.Module):
@@ -67,9 +70,11 @@ class Step(nn.Module):
 def build(case):
     torch.manual_seed(0)
     options = {"contrastive": 0.9, "mse": 0.1, **CASES[case]}
-    extra = {name: options.pop(name, None) for name in ("projection", "mixing", "plain", "subject_dropout", "augment")}
+    extra = {name: options.pop(name, None) for name in SPECIAL}
     plain = extra["plain"] or extra["subject_dropout"]
     encoder = WithBatchNorm(5, 90, 12) if plain else ATMS(5, 90, 12, dropout=0.0, conv_dropout=0.0, head_dropout=0.0)
+    if extra["eegnet"]:
+        encoder = EEGNetV4(5, 90, 12, dropout=0.0)
     network = AlignedEncoder(
         encoder,
         LatentHead(12, (4, 2, 2), dropout=0.0) if "vae_latent" in options else None,

@@ -2,13 +2,19 @@
 
 Lawhern et al. 2018 (J. Neural Eng. 15:056013), Table 2 ("EEGNetV4" is its fourth arXiv version's architecture, named so
 by braindecode). `EEGNetFeatures` is the network without its classifier, which ATM-E uses as its backbone.
+
+Everything before the first ELU is linear: the spatial filters are applied first, which leaves `filters * depth` rows
+for the temporal ones instead of `filters * n_chans`, and the normalisation between them is folded in.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eegrecon.errors import ConfigError
+from eegrecon.models.encoders.folded_norm import OverRanks, conv_moments, update_running
 
 
 class EEGNetFeatures(nn.Module):
@@ -60,16 +66,50 @@ class EEGNetFeatures(nn.Module):
         self.elu, self.dropout = nn.ELU(), nn.Dropout(dropout)
         self.pool4, self.pool8 = nn.AvgPool2d((1, 4)), nn.AvgPool2d((1, 8))
         self.n_features = pointwise * n_out
+        # Set by `modules.distributed.synchronise_batch_statistics`: the differentiable mean over all ranks.
+        self.mean_over_ranks: OverRanks = None
 
     def forward(self, eeg: Tensor) -> Tensor:
         """Features of every trial."""
+        return self._rest(self._filtered(eeg))
+
+    def plain(self, eeg: Tensor) -> Tensor:
+        """The same step by step, as published: the oracle of the tests."""
         x = self.norm1(self.temporal(eeg[:, None]))
-        # The published constraint: no spatial filter is longer than 1. Applied at use, so that weights stay ordinary.
-        weight = torch.renorm(self.spatial.weight, p=2, dim=0, maxnorm=1.0)
-        x = nn.functional.conv2d(x, weight, groups=self.spatial.groups)
+        return self._rest(nn.functional.conv2d(x, self._short_filters(), groups=self.spatial.groups))
+
+    def _rest(self, x: Tensor) -> Tensor:
         x = self.dropout(self.pool4(self.elu(self.norm2(x))))
         x = self.elu(self.norm3(self.mix(self.depthwise(x))))
         return self.dropout(self.pool8(x)).flatten(1)
+
+    def _short_filters(self) -> Tensor:
+        """The published constraint: no spatial filter is longer than 1. At use, so that weights stay ordinary."""
+        return torch.renorm(self.spatial.weight, p=2, dim=0, maxnorm=1.0)
+
+    def _filtered(self, eeg: Tensor) -> Tensor:
+        """Temporal filters, normalisation and spatial filters: (b, filters * depth, 1, n_out)."""
+        kernel, spatial = self.temporal.weight[:, 0, 0], self._short_filters()[:, 0, :, 0]
+        pad, depth = kernel.shape[1] // 2, self.spatial.out_channels // self.spatial.groups
+        scale, shift = self._normalisation(nn.functional.pad(eeg, (pad, pad)).flatten(0, 1), kernel)
+        each = (kernel * scale[:, None]).repeat_interleave(depth, 0)  # a filter for every spatial one
+        bias = shift.repeat_interleave(depth) * spatial.sum(1)
+        mixed = torch.matmul(spatial, eeg)
+        return nn.functional.conv1d(mixed, each[:, None], bias, padding=pad, groups=len(each))[:, :, None]
+
+    def _normalisation(self, rows: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """The first normalisation as scale and shift (filters,) of the temporal filters' output."""
+        norm: Any = self.norm1
+        n_out = rows.shape[1] - kernel.shape[1] + 1
+        # Statistics and folding stay in full precision under autocast.
+        with torch.autocast(rows.device.type, enabled=False):
+            if norm.training:
+                mean, var = conv_moments(rows, kernel, n_out, 1, self.mean_over_ranks)
+                update_running(norm, mean, var, rows.shape[0] * n_out, self.mean_over_ranks)
+            else:
+                mean, var = norm.running_mean, norm.running_var
+            scale = norm.weight * torch.rsqrt(var + norm.eps)
+            return scale, norm.bias - scale * mean
 
 
 class EEGNetV4(nn.Module):

@@ -4,15 +4,13 @@ The published block (ATM `Retrieval/ATMS_retrieval.py`@49cb3a2, after NICE) conv
 (51 samples, stride 5), normalises, and only then meets its first nonlinearity. Everything before the ELU is linear, so
 
 * convolution and pooling are one convolution with 25 + 51 - 1 = 75 taps and stride 5;
-* the batch statistics of its output follow from the mean and covariance of its input over rows (250 x 250 numbers
-  instead of 12 million), so the normalisation is folded into the same kernel before it is applied;
+* the normalisation is folded into the same kernel before it is applied (`folded_norm.py`);
 * a strided convolution with one input channel is a matrix product with a banded matrix, which CPUs do several times
   faster than their convolution routines.
 
 The parameters stay those of the published block: `tsconv` holds them and, called as a module, computes the plain form.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eegrecon.errors import ConfigError
+from eegrecon.models.encoders.folded_norm import OverRanks, conv_moments, update_running
 
 # Output samples computed by one matrix product. A banded matrix for 18 outputs wastes half of its products and is
 # still the fastest: 36 multiplies more zeros, 9 makes thin spatial products (measured, 2 cores with AVX-512).
@@ -84,7 +83,7 @@ class TSConv(nn.Module):
         spread = torch.stack([F.pad(torch.full((pool,), 1.0 / pool), (tap, kernel - 1 - tap)) for tap in range(kernel)])
         self.register_buffer("spread", spread, persistent=False)
         # Set by `modules.distributed.synchronise_batch_statistics`: the differentiable mean over all ranks.
-        self.mean_over_ranks: Callable[[Tensor], Tensor] | None = None
+        self.mean_over_ranks: OverRanks = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The block on tokens (b, n_chans, n_times)."""
@@ -117,44 +116,17 @@ class TSConv(nn.Module):
         # Statistics and folding stay in full precision under autocast.
         with torch.autocast(rows.device.type, enabled=False):
             kernel = conv.weight[:, 0, 0] @ self.spread
-            mean, var = self._statistics(rows, kernel, conv.bias) if norm.training else self._running(norm)
+            mean, var = (
+                self._statistics(rows, kernel, conv.bias) if norm.training else (norm.running_mean, norm.running_var)
+            )
             scale = norm.weight * torch.rsqrt(var + norm.eps)
             return kernel * scale[:, None], (conv.bias - mean) * scale + norm.bias
 
-    @staticmethod
-    def _running(norm: Any) -> tuple[Tensor, Tensor]:
-        return norm.running_mean, norm.running_var
-
     def _statistics(self, rows: Tensor, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and (biased) variance of every filter's output over batch, channels and time; updates the running ones.
-
-        With `a_t` the kernel placed at output sample t: output variance = mean over t of `a_t' Cov a_t` plus the
-        variance over t of `a_t' mean`. Both terms are sums of squares, so nothing cancels.
-        """
-        rows = rows.to(kernel.dtype)
-        over_ranks = self.mean_over_ranks or (lambda value: value)
-        centre = over_ranks(rows.mean(0))
-        centred = rows - centre
-        cov = over_ranks(centred.T @ centred / rows.shape[0])
-        # As views: every output sample sees one diagonal block of the covariance, and only their sum is needed.
-        size, step = self.taps, self.stride
-        last = step * (self.n_out - 1)
-        block = torch.stack([cov[s : s + size, s : s + size] for s in range(0, last + 1, step)]).mean(0)
-        level = kernel @ centre[: last + size].unfold(0, size, step).T  # (filters, n_out)
-        mean = level.mean(1)
-        var = ((kernel @ block) * kernel).sum(1) + (level - mean[:, None]).square().mean(1)
-        mean = mean + bias
-        self._update_running(mean.detach(), var.detach(), rows.shape[0] * self.n_out)
-        return mean, var
-
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
-        norm = self.tsconv[2]
-        if self.mean_over_ranks is not None:
-            count *= torch.distributed.get_world_size()
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
+        """Mean and variance of every filter's output; updates the running ones."""
+        mean, var = conv_moments(rows, kernel, self.n_out, self.stride, self.mean_over_ranks)
+        update_running(self.tsconv[2], mean + bias, var, rows.shape[0] * self.n_out, self.mean_over_ranks)
+        return mean + bias, var
 
     def _band(self, kernel: Tensor, n_out: int) -> Tensor:
         """The banded matrix (filters * n_out, taps + stride * (n_out - 1)) that is the strided convolution."""
