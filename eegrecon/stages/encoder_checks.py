@@ -52,8 +52,8 @@ def check_targets(cfg: Any, data: ThingsDataModule) -> None:
                 f"EEG embeddings of {dim} numbers are compared with texts"
             )
     if cfg.target.mixing == "uncertainty":
-        blur = [_blur(level.header["blur"]) for level in data.levels]
-        if None not in blur and blur != sorted(blur):  # type: ignore[type-var]
+        blur = _blurs([level.header["blur"] for level in data.levels])
+        if blur != sorted(blur):
             problems.append(
                 f"target.levels are blurred by {', '.join(f'{amount:g}' for amount in blur)} in their order "
                 "(target.name first, unless it is among them), but mixing uncertainty needs them sharp first"
@@ -62,10 +62,12 @@ def check_targets(cfg: Any, data: ThingsDataModule) -> None:
         raise ConfigError("These targets cannot be trained on together: " + "; ".join(problems) + ".")
 
 
-def _blur(header: Any) -> float | None:
-    """How much a store's pictures were blurred, in its own unit; None: not to be compared."""
-    amount = header.get("kernel") if isinstance(header, dict) else header
-    return float(amount or 0) if isinstance(amount, int | float | None) else None
+def _blurs(headers: list[Any]) -> list[float]:
+    """Each level's sigma in pixels; none where pictures were blurred at different sizes: those cannot be compared."""
+    found = [header if isinstance(header, dict) else {"gaussian_sigma_px": header} for header in headers]
+    sigmas = [float(blur.get("gaussian_sigma_px") or 0) for blur in found]
+    sizes = {blur.get("resized_to_px") for blur, sigma in zip(found, sigmas, strict=True) if sigma}
+    return sigmas if len(sizes) <= 1 else []
 
 
 def _target_problems(cfg: Any) -> list[str]:

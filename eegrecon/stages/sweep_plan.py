@@ -14,6 +14,7 @@ from eegrecon.config_sources import parse_override
 from eegrecon.errors import ConfigError
 
 VERBS = ("train-encoder", "evaluate")
+ONLY_TRAINING = ("target.levels", "target.mixing")  # of the target block that both verbs share
 DATA_VERBS = ("prepare-data", "extract-targets")
 
 
@@ -70,7 +71,8 @@ class Run:
         if self.protocol != PROTOCOLS[0]:
             first.append(f"data.subjects={self.subjects}".replace(" ", ""))
         first += [f"seed={self.seed}"] + (["pictures=false"] if verb == "evaluate" else [])
-        mine = [word for word in self.overrides if keys_of(verb, word.partition("=")[0])]
+        known = [word for word in self.overrides if keys_of(verb, word.partition("=")[0])]
+        mine = [word for word in known if verb == VERBS[0] or word.partition("=")[0] not in ONLY_TRAINING]
         return load_config(verb, self.experiment, None, [*first, *mine], subject)
 
 
@@ -222,8 +224,8 @@ def _group(name: str, block: Any, more: Sequence[str], problems: list[str]) -> G
         problems += _wrong_overrides(name, words)
     if len(problems) > before:
         return None
-    variants = {str(key): list(words) for key, words in variants.items()}
-    return Group(**{**values, "variants": variants, "shared": [*values.get("shared", []), *more]})
+    variants = {str(key): [*words, *more] for key, words in variants.items()}  # the command line has the last word
+    return Group(**{**values, "variants": variants})
 
 
 def _wrong_overrides(name: str, words: Any) -> list[str]:

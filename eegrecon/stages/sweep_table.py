@@ -183,7 +183,7 @@ def _tables(rows: Sequence[Row]) -> list[Any]:
             caption_justify="left",
         )
         table.add_column("variant", no_wrap=True)
-        names = [f"{part} top-{k} ({mine[0].scores[f'{part}_top{k}']['n_way']}-way)" for part in PARTS for k in TOP]
+        names = [f"{part} top-{k}\n({mine[0].scores[f'{part}_top{k}']['n_way']}-way)" for part in PARTS for k in TOP]
         for name in ("runs", "parameters", "trials/s", "train s", *names):
             table.add_column(name, justify="right", no_wrap=True)
         for row in mine:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eegrecon.cli import main
+from eegrecon.config import ENCODERS
 from eegrecon.errors import ConfigError
 from eegrecon.stages import sweep_worker, train_encoder
 from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of
@@ -58,11 +59,22 @@ def test_the_shipped_sweep_is_whole():
     runs = runs_of(found, Path("x"))
     assert len({run.directory for run in runs}) == len(runs)
     check_runs(runs)
-    bench = found.groups["encoders"]
-    assert bench.seeds == [0, 1, 2]
-    assert len(bench.subjects) == 4
-    assert len(bench.protocols) == 2
-    assert data_commands(found)[0][:3] == ["prepare-data", "--exp", "pocket_bench"]
+    within, left_out = found.groups["within"], found.groups["left_out"]
+    assert within.protocols + left_out.protocols == ["within_subject", "leave_one_subject_out"]
+    assert list(within.variants) == list(left_out.variants)
+    own = {word.partition("=")[2] for words in within.variants.values() for word in words if "encoder.name" in word}
+    assert own == set(ENCODERS) - {"braindecode"}
+    assert all(group.seeds == [0, 1, 2] for group in found.groups.values())
+    assert len(within.subjects) == 4
+    assert ["prepare-data", "--exp", "pocket_bench", "data.subjects=[1,2,3,4]"] in data_commands(found)
+
+
+def test_the_command_line_has_the_last_word_and_levels_are_for_training_alone():
+    runs = runs_of(read_sweep(SHIPPED, ["trainer.max_epochs=1", "target.mixing=mean"]), Path("x"))
+    run = next(run for run in runs if run.variant == "blur_prior")
+    training, evaluation = run.config("train-encoder", 1), run.config("evaluate", 1)
+    assert (training.trainer["max_epochs"], training.target.mixing, len(training.target.levels)) == (1, "mean", 2)
+    assert (evaluation.target.mixing, evaluation.target.levels) == ("none", [])
 
 
 def test_runs_are_made_once_and_the_table_says_what_they_found(file, tmp_path, capsys):
