@@ -23,6 +23,7 @@ ENCODERS = {
     "eegnet": "eegrecon.models.encoders.eegnet:EEGNetV4",
     "shallow_fbcsp": "eegrecon.models.encoders.shallow_fbcsp:ShallowFBCSPNet",
     "eeg_conformer": "eegrecon.models.encoders.eeg_conformer:EEGConformer",
+    "braindecode": "eegrecon.models.encoders.braindecode:Braindecode",  # an optional package
     "ridge": "eegrecon.models.encoders.ridge:Ridge",
 }
 LATENT_HEADS = {"mlp": "eegrecon.models.latent_head:LatentHead"}

@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eegrecon.config import Choice, did_you_mean
-from eegrecon.config_sources import first_line
 from eegrecon.errors import ConfigError
-from eegrecon.registry import check_args
+from eegrecon.registry import lookup
 
 # Heads as arguments: `add_log_softmax` before braindecode 1.0, `log_softmax` in some networks of later ones.
 _HEAD_OPTIONS = ("add_log_softmax", "log_softmax")
@@ -41,35 +39,30 @@ class Braindecode(nn.Module):
             something, or its output is not one embedding a trial.
     """
 
-    def __init__(
-        self, n_chans: int, n_times: int, dim: int, *, model: str = "EEGNet", args: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, n_chans: int, n_times: int, dim: int, *, model: str = "EEGNet", args: Any = None) -> None:
         super().__init__()
-        if not isinstance(args or {}, Mapping):
+        args = {} if args is None else args
+        if not isinstance(args, Mapping):
             raise ConfigError(f"encoder.args.args must map the arguments of {model!r} to values, got {args!r}.")
-        build = _lookup(str(model))
-        facts: dict[str, Any] = {"n_chans": n_chans, "n_times": n_times, "n_outputs": dim}
-        # A few networks take trials of any length and are not told theirs.
-        named = _accepted(build)
-        facts = {name: value for name, value in facts.items() if name in named}
-        facts |= {name: False for name in _HEAD_OPTIONS if name in named}
-        check_args(build, Choice(str(model), dict(args or {})), facts)
         self.model, self.dim = str(model), dim
-        what = f"The network {model!r} of braindecode"
-        shape = f"{n_chans} channels, {n_times} samples and {dim} outputs"
+        build = _lookup(self.model)
+        facts = _facts(build, n_chans, n_times, dim)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # how it is written is not our user's business
-                self.network = build(**facts, **(args or {}))
-                probe = _probe(self.network, n_chans, n_times)
+                self.network = build(**facts, **args)
+                out = _probe(self.network, n_chans, n_times)
         except Exception as error:  # somebody else's code: anything may come
             raise ConfigError(
-                f"{what} refuses {shape} with args {dict(args or {})} ({first_line(error)}): change "
-                "encoder.args or data.window."
+                f"The network {model!r} of braindecode refuses {n_chans} channels, {n_times} samples and {dim} outputs "
+                f"with args {dict(args)} ({_reason(error)}): change encoder.args.args (sfreq, in Hz, where it asks "
+                "for that) or data.window."
             ) from error
-        self._check(probe, len(probe) if isinstance(probe, Tensor) else 0)
-        if _is_normalised(probe):
-            raise ConfigError(f"{what} ends in a softmax that cannot be switched off: choose another one.")
+        if _is_normalised(self._check(out, 2)):
+            raise ConfigError(
+                f"The network {model!r} of braindecode ends in a softmax that cannot be switched off: choose another "
+                "encoder.args.model."
+            )
 
     def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """Embeddings (b, dim), not L2-normalised."""
@@ -86,7 +79,7 @@ class Braindecode(nn.Module):
             found = f"{tuple(out.shape)}"
         raise ConfigError(
             f"The network {self.model!r} of braindecode gives {found} for {b} trials, expected one embedding a trial, "
-            f"({b}, {self.dim}): set its output under encoder.args.args or choose another one."
+            f"({b}, {self.dim}): set its output under encoder.args.args or choose another encoder.args.model."
         )
 
 
@@ -108,34 +101,40 @@ def import_models() -> ModuleType:
                 "braindecode` in this environment, or choose another encoder."
             ) from error
         raise ConfigError(
-            f"Encoder braindecode cannot import the package braindecode ({type(error).__name__}: {first_line(error)}): "
+            f"Encoder braindecode cannot import the package braindecode ({type(error).__name__}: {_reason(error)}): "
             f"install what it asks for, such as the torchaudio made for torch {torch.__version__}, or choose another "
             "encoder."
         ) from error
 
 
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def _lookup(model: str) -> Callable[..., nn.Module]:
-    models = vars(import_models())
-    networks = {name: item for name, item in models.items() if inspect.isclass(item) and issubclass(item, nn.Module)}
-    if model not in networks:
-        raise ConfigError(
-            f"encoder.args.model: braindecode has no network {model!r}: {did_you_mean(model, sorted(networks))}."
-        )
-    return networks[model]
+    items = vars(import_models()).items()
+    names = sorted(name for name, item in items if inspect.isclass(item) and issubclass(item, nn.Module))
+    try:
+        return lookup({name: f"braindecode.models:{name}" for name in names}, model)
+    except ConfigError as error:
+        raise ConfigError(f"encoder.args.model must be a network of braindecode. {error}") from error
 
 
-def _accepted(build: Callable[..., Any]) -> set[str]:
-    """Names of arguments; with free keywords the three sizes are among them."""
+def _facts(build: Callable[..., Any], n_chans: int, n_times: int, dim: int) -> dict[str, Any]:
+    """What the data say and the head that is switched off, as far as a network takes them."""
     parameters = inspect.signature(build).parameters
     free = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
-    return set(parameters) | ({"n_chans", "n_times", "n_outputs"} if free else set())
+    facts = {"n_chans": n_chans, "n_times": n_times, "n_outputs": dim}
+    # TCN takes trials of any length and is not told theirs.
+    facts = {name: value for name, value in facts.items() if free or name in parameters}
+    return facts | {name: False for name in _HEAD_OPTIONS if name in parameters}
 
 
 def _probe(network: nn.Module, n_chans: int, n_times: int) -> Any:
     """What the network gives for two trials of noise, after every softmax that was its last step became nothing."""
     ends: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: ends.update({name: out}))
+        module.register_forward_hook(lambda _, __, end, name=name: ends.update({name: end}))
         for name, module in network.named_modules()
         if isinstance(module, nn.Softmax | nn.LogSoftmax)
     ]
@@ -162,10 +161,6 @@ def _same_memory(first: Tensor, second: Tensor) -> bool:
 
 def _is_normalised(out: Tensor) -> bool:
     """Whether rows are (logarithms of) probabilities, which no linear output is by chance."""
-    rows = out.flatten(1)
-    ones = torch.ones(len(rows))
-    if rows.shape[1] < 2:
+    if out.shape[1] < 2:
         return False
-    if bool((rows <= 0).all()):
-        return torch.allclose(rows.exp().sum(1), ones, atol=1e-4)
-    return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-4)
+    return any(bool((p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-4).all()) for p in (out, out.exp()))
