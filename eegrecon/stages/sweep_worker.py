@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import shlex
+import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from eegrecon.artifacts import write_json
 from eegrecon.errors import EegreconError
@@ -62,11 +65,7 @@ def do_run(run: Run) -> dict[str, Any]:
     directory = Path(run.directory)
     directory.mkdir(parents=True, exist_ok=True)
     started, error = time.monotonic(), ""
-    with (
-        open(directory / LOG, "a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
+    with open(directory / LOG, "a", encoding="utf-8") as log, _said_into(log):
         try:
             for verb, subject in [(VERBS[0], run.tested[0]), *((VERBS[1], subject) for subject in run.tested)]:
                 _stage(verb, run, subject)
@@ -78,6 +77,39 @@ def do_run(run: Run) -> dict[str, Any]:
             log.write(traceback.format_exc())
     seconds = round(time.monotonic() - started, 1)
     return {"name": run.name, "state": "failed" if error else "done", "seconds": seconds, "error": error}
+
+
+class _Following(io.TextIOBase):
+    """A text stream that writes to wherever `target` points now.
+
+    Loggers keep the stream that was stderr when they were made; were that one run's log, they would write to a closed
+    file in the next run.
+    """
+
+    def __init__(self) -> None:
+        self.target: TextIO | None = None
+
+    def write(self, text: str) -> int:
+        """Write to the log of the run in progress, between runs to stderr."""
+        return (self.target or sys.__stderr__ or sys.stderr).write(text)
+
+    def flush(self) -> None:
+        """Flush the same."""
+        (self.target or sys.__stderr__ or sys.stderr).flush()
+
+
+_SAID = _Following()
+
+
+@contextlib.contextmanager
+def _said_into(log: TextIO) -> Iterator[None]:
+    """What is printed or logged goes to `log`, by loggers of earlier runs, too."""
+    _SAID.target = log
+    try:
+        with contextlib.redirect_stdout(_SAID), contextlib.redirect_stderr(_SAID):
+            yield
+    finally:
+        _SAID.target = None
 
 
 def _stage(verb: str, run: Run, subject: int) -> None:

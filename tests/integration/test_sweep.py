@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,24 @@ def test_a_broken_run_is_told_and_the_others_go_on(file, tmp_path, capsys, monke
         assert {row["variant"] for row in csv.DictReader(table)} == {"ridge"}
     log = tmp_path / "out" / "tiny" / "mlp" / "sub-01" / "seed-0" / "sweep.log"
     assert "positive widths" in log.read_text()
+
+
+def test_a_logger_of_one_run_goes_on_in_the_next(file, tmp_path, capsys, monkeypatch):
+    loggers = []
+    original = train_encoder.run
+
+    def logging_run(cfg, **keywords):
+        if not loggers:  # as libraries do on first use: a handler on the stderr of that moment
+            loggers.append(logging.StreamHandler())
+        loggers[0].emit(logging.makeLogRecord({"msg": f"seed {cfg.seed}"}))
+        return original(cfg, **keywords)
+
+    monkeypatch.setattr(train_encoder, "run", logging_run)
+    assert sweep(file, tmp_path, "--only", "tiny/ridge/within_subject/sub-01/*") == 0
+    for seed in (0, 1):
+        log = (tmp_path / "out" / "tiny" / "ridge" / "sub-01" / f"seed-{seed}" / "sweep.log").read_text()
+        assert f"seed {seed}" in log
+        assert "Logging error" not in log
 
 
 def test_what_was_interrupted_is_continued(file, tmp_path, monkeypatch):
