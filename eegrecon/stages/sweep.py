@@ -11,6 +11,7 @@ import fnmatch
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
+    from eegrecon.stages.sweep_alive import at_work
     from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of
 
     console = Console(stderr=True, highlight=False)
@@ -72,6 +74,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     failed: list[dict[str, Any]] = []
     if not options.table:
+        if busy := at_work(root):
+            raise ConfigError(
+                f"Workers of an earlier call are still at work in {root} ({', '.join(busy)}): wait for them, stop "
+                "them, or give another --out."
+            )
+        shutil.rmtree(root / ".sweep", ignore_errors=True)  # of calls that were killed
         for words in commands:
             code = subprocess.run([sys.executable, "-m", "eegrecon", *words], check=False).returncode
             if code:
@@ -99,13 +107,15 @@ def _work(sweep: Sweep, runs: Sequence[Run], root: Path, options: argparse.Names
     state.mkdir(parents=True)
     write_runs(state / "runs.json", runs)
     jobs: list[Any] = []
+    ended_by = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are stopped, too
     try:
         if options.executor == "inline":
             Worker()(str(state))
         else:
             executor = _executor(options.executor, sweep, state)
             count = min(len(runs), options.jobs or sweep.jobs)
-            jobs = [executor.submit(Worker(), str(state)) for _ in range(count)]
+            parent = os.getpid() if options.executor == "local" else None
+            jobs = [executor.submit(Worker(parent), str(state)) for _ in range(count)]
             with progress_bars() as bars:
                 bar = bars.add_task("runs", total=len(runs))
                 while not all(job.done() for job in jobs):
@@ -125,6 +135,7 @@ def _work(sweep: Sweep, runs: Sequence[Run], root: Path, options: argparse.Names
             job.cancel(check=False)
         raise
     finally:
+        signal.signal(signal.SIGTERM, ended_by)
         if not jobs or all(job.done() for job in jobs):
             shutil.rmtree(state, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from eegrecon.artifacts import write_json
 from eegrecon.errors import EegreconError
+from eegrecon.stages.sweep_alive import beating, exists
 from eegrecon.stages.sweep_plan import VERBS, Run, folder_of, load_runs
 
 LOG = "sweep.log"
@@ -30,16 +31,23 @@ class Worker:
     how it ended. All imports are paid once a worker, not once a run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: int | None = None) -> None:
+        """Args: parent: the process that waits for this worker on this machine; when it is gone, no run is begun."""
+        self._parent = parent
         self._claim: Path | None = None
 
     def __call__(self, state: str) -> int:
         """Work off the runs; returns how many this worker has done."""
         folder, count = Path(state), 0
-        for number, run in enumerate(load_runs(folder / "runs.json")):
-            claim = folder / f"{number:05d}.claim"
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with beating(folder):
+            for number, run in enumerate(load_runs(folder / "runs.json")):
+                if self._parent is not None and not exists(self._parent):
+                    break
+                claim = folder / f"{number:05d}.claim"
+                try:
+                    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                except FileExistsError:
+                    continue
                 self._claim = claim
                 write_json(claim.with_suffix(".json"), do_run(run))
                 self._claim = None
@@ -52,7 +60,7 @@ class Worker:
 
         if self._claim is not None:
             self._claim.unlink(missing_ok=True)
-        return DelayedSubmission(Worker(), state)
+        return DelayedSubmission(Worker(self._parent), state)
 
 
 def do_run(run: Run) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ import pytest
 from eegrecon.cli import main
 from eegrecon.config import ENCODERS
 from eegrecon.errors import ConfigError
-from eegrecon.stages import sweep_worker, train_encoder
-from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of
+from eegrecon.stages import sweep_alive, sweep_worker, train_encoder
+from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of, write_runs
 from tests.builders import build_tiny_set
 
 pytestmark = [pytest.mark.usefixtures("clean_rank"), pytest.mark.filterwarnings("ignore:.*does not have many workers")]
@@ -156,8 +158,6 @@ def test_a_run_that_a_cluster_takes_back_is_free_again(file, tmp_path, monkeypat
     state = tmp_path / "state"
     state.mkdir()
     runs = runs_of(read_sweep(file), tmp_path / "out")[:1]
-    from eegrecon.stages.sweep_plan import write_runs
-
     write_runs(state / "runs.json", runs)
     worker = sweep_worker.Worker()
     with pytest.raises(ZeroDivisionError):
@@ -165,6 +165,33 @@ def test_a_run_that_a_cluster_takes_back_is_free_again(file, tmp_path, monkeypat
     assert list(state.glob("*.claim"))
     worker.checkpoint(str(state))
     assert not list(state.glob("*.claim"))
+
+
+def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
+    state = tmp_path / "out" / ".sweep" / "earlier"
+    state.mkdir(parents=True)
+    with sweep_alive.beating(state):
+        assert sweep(file, tmp_path, "--only", "tiny/ridge/*") == 2
+        assert f"still at work in {tmp_path / 'out'} ({socket.gethostname()}-{os.getpid()})" in capsys.readouterr().err
+    far = state / "elsewhere-12.alive"
+    far.touch()
+    assert sweep_alive.at_work(tmp_path / "out") == ["elsewhere-12"]
+    os.utime(far, (0, 0))
+    (state / f"{socket.gethostname()}-4194400.alive").touch()  # no such process: larger than any pid
+    assert sweep_alive.at_work(tmp_path / "out") == []
+    assert sweep(file, tmp_path, "--only", "tiny/ridge/within_subject/sub-01/seed-0") == 0
+    assert not state.exists()
+
+
+def test_a_worker_without_its_parent_begins_no_run(file, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.mkdir()
+    write_runs(state / "runs.json", runs_of(read_sweep(file), tmp_path / "out"))
+    monkeypatch.setattr(sweep_worker, "do_run", lambda run: {"name": run.name, "state": "done"})
+    assert sweep_worker.Worker(parent=4194400)(str(state)) == 0
+    assert not list(state.glob("*.claim"))
+    assert sweep_worker.Worker(parent=os.getpid())(str(state)) == 16
+    assert not list(state.glob("*.alive"))
 
 
 def test_a_dry_run_lists_everything_and_does_nothing(file, tmp_path, capsys):
