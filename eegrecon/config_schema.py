@@ -265,7 +265,9 @@ class TrainEncoderConfig:
     optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    # The linear baseline: ridge beside the encoder, on means over so many consecutive samples.
     baseline_ridge: bool = True
+    baseline_samples_per_bin: int = field(default=1, metadata={"minimum": 1})
     # The control: pictures re-assigned among training and validation images by a seeded permutation.
     permute_labels: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)

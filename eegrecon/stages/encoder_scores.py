@@ -22,7 +22,7 @@ from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import target_dir
 from eegrecon.data.targets import TargetStore
 from eegrecon.datamodule import ThingsDataModule
-from eegrecon.errors import ConfigError
+from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.manifest import Manifest
 from eegrecon.metrics.functional.intervals import binomial_interval
 from eegrecon.metrics.functional.retrieval import RetrievalScores, concept_ranks, concept_retrieval
@@ -106,13 +106,24 @@ def print_val_scores(payload: dict[str, Any]) -> None:
 
 
 def load_ridge(directory: Path, data: ThingsDataModule) -> nn.Module | None:
-    """The linear baseline of a finished `encoder/`, ready for EEG in the store's unit; None if it was not fitted."""
+    """The linear baseline of a finished `encoder/`, ready for EEG in the store's unit; None if it was not fitted.
+
+    Raises:
+        ArtifactError: The file does not say how many samples a bin has (an earlier version wrote it).
+    """
     path = directory / BASELINE
     if not path.is_file():
         return None
     dim = data.targets["image"].dim
-    baseline = resolve(ENCODERS, Choice("ridge"), n_chans=data.n_chans, n_times=data.n_times, dim=dim)
-    baseline.load_state_dict(load_file(path), strict=True)
+    state = load_file(path)
+    if "samples_per_bin" not in state:
+        raise ArtifactError(
+            f"The baseline {path} does not hold samples_per_bin, as an earlier version of eegrecon wrote it: make it "
+            "again with `eegrecon train-encoder --overwrite`."
+        )
+    choice = Choice("ridge", {"samples_per_bin": int(state["samples_per_bin"])})
+    baseline = resolve(ENCODERS, choice, n_chans=data.n_chans, n_times=data.n_times, dim=dim)
+    baseline.load_state_dict(state, strict=True)
     return baseline.eval()
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eegrecon.data.batches import whole
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.models.encoders.ridge import Ridge, fit_ridge, fit_ridge_in_blocks
 from eegrecon.models.encoders.wrapper import AlignedEncoder
@@ -34,16 +33,18 @@ def fit_closed_form(
     train, val = data.averages("train"), data.averaged("val")
 
     def pair(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return ((batch["eeg"] - mean) / std).flatten(1), batch["targets"]["image"]
+        return (ridge.bins(batch["eeg"]) - mean).div_(std).flatten(1), batch["targets"]["image"]
 
     def score(pred: Tensor) -> float:
         return val_retrieval(pred, {**val, "image_embeds": val["targets"]["image"]}).top1
 
     val_x, _ = pair(val)
+    # By block, so that the rows are in memory together after binning alone, or not at all.
+    blocks = (pair(train.__getitems__(rows)) for rows in torch.arange(len(train)).split(RIDGE_ROWS))
     if len(train) <= val_x.shape[1]:
-        fit = fit_ridge(*pair(whole(train)), val_x=val_x, score=score, alphas=ridge.alphas)
-    else:  # the trials of many subjects, which need not be in memory together
-        blocks = (pair(train.__getitems__(rows)) for rows in torch.arange(len(train)).split(RIDGE_ROWS))
+        x, y = (torch.cat(part) for part in zip(*blocks, strict=True))
+        fit = fit_ridge(x, y, val_x=val_x, score=score, alphas=ridge.alphas)
+    else:  # the trials of many subjects
         fit = fit_ridge_in_blocks(blocks, val_x=val_x, score=score, alphas=ridge.alphas)
     weight, bias = fit.weight, fit.bias
     if raw:

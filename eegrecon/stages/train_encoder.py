@@ -13,9 +13,11 @@ from torch import nn
 
 from eegrecon.analysis.ranks import save_ranks
 from eegrecon.artifacts import (
+    MANIFEST,
     Manifest,
     atomic_write,
     input_record,
+    is_rank_zero,
     open_stage,
     read_manifest,
     save_embeds,
@@ -43,6 +45,7 @@ from eegrecon.stages.encoder_checks import check_config, check_targets
 from eegrecon.stages.encoder_scores import embed_part, print_val_scores, val_payload, val_ranks, val_retrieval
 from eegrecon.stages.encoder_start import initial_input, initial_run, start_from, training_text
 from eegrecon.stages.ridge_fit import fit_closed_form
+from eegrecon.stages.ridge_memory import check_ridge
 from eegrecon.stages.trainer import build_trainer as stage_trainer
 from eegrecon.stages.trainer import checkpoints, trained_manifest
 
@@ -78,6 +81,8 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     check_config(cfg)
     data = build_data(cfg)
     check_targets(cfg, data)
+    if is_rank_zero() and (overwrite or not (directory / MANIFEST).exists()):  # a finished run needs no memory
+        check_ridge(cfg, data)
     inputs = input_records(cfg, data)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), inputs, overwrite)
     if state == "up_to_date":
@@ -119,13 +124,14 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     scores[""] = val_retrieval(rows["eeg_embeds"], rows)
     save_ranks(directory / RANKS, val_ranks(rows["eeg_embeds"], rows))
     if cfg.baseline_ridge:
-        baseline = Ridge(data.n_chans, data.n_times, data.targets["image"].dim)
+        samples_per_bin = cfg.baseline_samples_per_bin
+        baseline = Ridge(data.n_chans, data.n_times, data.targets["image"].dim, samples_per_bin=samples_per_bin)
         fitted = fit_closed_form(baseline, data, network, raw=True)
         _save(baseline, directory / BASELINE)
         files.append(BASELINE)
         rows = embed_part(baseline, data, "val")  # its images as they are: it knows no projection
         scores["_ridge"] = val_retrieval(rows["eeg_embeds"], rows)
-        selection["ridge_alpha"] = fitted["alpha"]
+        selection |= {"ridge_alpha": fitted["alpha"], "ridge_samples_per_bin": samples_per_bin}
     payload = val_payload(cfg, data, scores, selection)
     write_json(directory / METRICS, payload)
     manifest.metrics = {name: entry["value"] for name, entry in payload["metrics"].items()}

@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import eegrecon
 from eegrecon.artifacts import load_embeds, read_manifest
 from eegrecon.config import load
-from eegrecon.errors import ConfigError
+from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.models.encoders.ridge import Ridge
 from eegrecon.modules.encoder import EncoderModule
-from eegrecon.stages import train_encoder
+from eegrecon.stages import ridge_memory, train_encoder
+from eegrecon.stages.encoder_scores import load_ridge
 from tests.builders import build_tiny_set
 
 pytestmark = pytest.mark.usefixtures("clean_rank")
@@ -161,6 +162,55 @@ def test_ridge_is_an_encoder_too(root, tmp_path):
     assert set(rows["repetition"].tolist()) == {0, 1}
     with torch.inference_mode():
         assert eegrecon.load(tmp_path)(torch.zeros(2, 63, 250), torch.ones(2, dtype=torch.long)).shape == (2, 256)
+
+
+def test_ridge_on_bins_is_rebuilt_from_what_is_saved(root, tmp_path):
+    words = ("encoder={name: ridge, args: {samples_per_bin: 8}}", "baseline_samples_per_bin=4")
+    manifest = run(root, tmp_path / "encoder", *words)
+    assert manifest.selection["ridge_samples_per_bin"] == 4
+    assert min(manifest.metrics[f"val/retrieval_top1_4way{suffix}"] for suffix in ("", "_ridge")) > 0.5
+    data = train_encoder.build_data(config(root, *words))
+    batch = data.averaged("val")
+    bins = [batch["eeg"].double().numpy()[:, :, at : at + 4].mean(2) for at in range(0, 250, 4)]  # the last: 2 samples
+    state = load_file(tmp_path / "encoder" / "baseline_ridge.safetensors")
+    weight, bias = (state[f"linear.{name}"].double().numpy() for name in ("weight", "bias"))
+    expected = np.stack(bins, axis=2).reshape(16, 63 * 63) @ weight.T + bias
+    with torch.inference_mode():
+        baseline = load_ridge(tmp_path / "encoder", data)(batch["eeg"], batch["subject"])
+        network = eegrecon.load(tmp_path / "encoder")
+        embeds = network(batch["eeg"], batch["subject"])
+    np.testing.assert_allclose(baseline.numpy(), expected, atol=1e-4)
+    assert network.encoder.linear.in_features == 63 * 32
+    rows = load_embeds(tmp_path / "encoder" / "embeds" / "val.safetensors")
+    np.testing.assert_allclose(rows["eeg_embeds"], embeds.numpy(), atol=1e-4)
+
+    save_file({name: state[name] for name in ("linear.weight", "linear.bias")}, tmp_path / "baseline_ridge.safetensors")
+    with pytest.raises(ArtifactError, match=r"does not hold samples_per_bin.*train-encoder --overwrite"):
+        load_ridge(tmp_path, data)
+
+
+def test_a_baseline_that_will_not_fit_is_refused_before_anything_is_trained(root, finished, tmp_path, monkeypatch):
+    def trains(*_):
+        raise AssertionError("trained")
+
+    before = (finished / "manifest.json").read_bytes()
+    monkeypatch.setattr(EncoderModule, "training_step", trains)
+    monkeypatch.setattr(ridge_memory, "free_bytes", lambda device: 1000)
+    words = (
+        r"The linear baseline \(baseline_ridge\) does not fit into memory: ridge on 48 training rows x 15,750 features "
+        r"\(63 channels x 250 values\) takes about 0\.\d GB, but 0\.0 GB are free; .*baseline_ridge=false"
+    )
+    for directory, more in ((tmp_path / "encoder", {}), (finished, {"overwrite": True})):
+        with pytest.raises(ConfigError, match=words):
+            run(root, directory, **more)
+    assert not (tmp_path / "encoder").exists()
+    assert (finished / "manifest.json").read_bytes() == before
+    assert run(root, finished).selection == read_manifest(finished).selection  # finished: nothing is fitted
+    with pytest.raises(AssertionError, match="trained"):
+        run(root, tmp_path / "encoder", "baseline_ridge=false")
+    monkeypatch.setattr(ridge_memory, "free_bytes", lambda device: 10**9)
+    with pytest.raises(AssertionError, match="trained"):
+        run(root, tmp_path / "another")
 
 
 def test_permuted_labels_are_recorded_and_change_the_fit(root, finished, tmp_path):

@@ -6,9 +6,27 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d
 
 # Penalties relative to the mean eigenvalue of the Gram matrix, so that they mean the same for any data.
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+def count_bins(n_times: int, samples_per_bin: int) -> int:
+    """How many bins a trial has; the last may be of fewer samples.
+
+    >>> count_bins(201, 5)
+    41
+
+    Raises:
+        ValueError: The size of a bin is no whole number from 1 to the samples of a trial.
+    """
+    if type(samples_per_bin) is not int or not 1 <= samples_per_bin <= n_times:
+        raise ValueError(
+            f"samples_per_bin is {samples_per_bin!r}, expected a whole number from 1 to {n_times}, the samples of a "
+            "trial in data.window"
+        )
+    return -(-n_times // samples_per_bin)
 
 
 class Ridge(nn.Module):
@@ -19,20 +37,31 @@ class Ridge(nn.Module):
         n_times: samples of a trial.
         dim: size of the target embedding.
         alphas: the penalties to choose from, relative as in `fit_ridge`.
+        samples_per_bin: the linear map sees means over so many consecutive samples; kept in the state dict.
     """
 
-    def __init__(self, n_chans: int, n_times: int, dim: int, *, alphas: Sequence[float] = ALPHAS) -> None:
+    samples_per_bin: Tensor
+
+    def __init__(
+        self, n_chans: int, n_times: int, dim: int, *, alphas: Sequence[float] = ALPHAS, samples_per_bin: int = 1
+    ) -> None:
         super().__init__()
         self.alphas = tuple(alphas)
-        self.linear = nn.Linear(n_chans * n_times, dim)
+        self.linear = nn.Linear(n_chans * count_bins(n_times, samples_per_bin), dim)
+        self.register_buffer("samples_per_bin", torch.tensor(samples_per_bin))
+
+    def bins(self, eeg: Float[Tensor, "b n_chans n_times"]) -> Float[Tensor, "b n_chans n_bins"]:
+        """Means over `samples_per_bin` consecutive samples; that of a shorter last bin is over what is there."""
+        size = int(self.samples_per_bin)
+        return eeg if size == 1 else avg_pool1d(eeg, size, ceil_mode=True)
 
     def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """Embeddings (b, dim), not L2-normalised."""
-        return self.linear(eeg.flatten(1))
+        return self.linear(self.bins(eeg).flatten(1))
 
     @torch.no_grad()
     def set_weights(self, weight: Tensor, bias: Tensor) -> None:
-        """Takes the result of `fit_ridge`: weight (dim, n_chans * n_times), bias (dim,)."""
+        """Takes the result of `fit_ridge`: weight (dim, n_chans * n_bins), bias (dim,)."""
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(bias)
 
@@ -95,7 +124,7 @@ def fit_ridge_in_blocks(
 ) -> RidgeFit:
     """`fit_ridge` for more rows than features, one pass over rows that never are in memory together.
 
-    What it keeps is p x p: 1 GB, three times at once, at 15,750 features.
+    What it keeps is p x p: 1 GB, twice at once, at 15,750 features.
 
     Args:
         blocks: (x (k, p), y (k, dim)), at least one of at least one row.
@@ -123,11 +152,28 @@ def fit_ridge_in_blocks(
         n += len(x)
     if sums is None:
         raise ValueError("ridge needs at least one row")
+    del x, y  # the last block would stay
     gram, right, x_sum, y_sum = sums
     gram.addr_(x_sum, x_sum, alpha=-1 / n)
     right.addr_(x_sum, y_sum, alpha=-1 / n)
     x_mean, y_mean = shift_x + x_sum / n, shift_y + y_sum / n
     return _solve(gram, right, val_x - x_mean, x_mean, y_mean, score, alphas)
+
+
+def fit_bytes(n: int, p: int, dim: int, m: int) -> int:
+    """What fitting takes at its peak: `fit_ridge` if n <= p, its inputs counted, else `fit_ridge_in_blocks`.
+
+    Args:
+        n: training rows.
+        p: features.
+        dim: targets.
+        m: validation rows.
+    """
+    side = min(n, p)
+    solving = 2 * side * side + 6 * side * dim  # Gram matrix and factor; right-hand side, solutions
+    data = 2 * m * p + 2 * p * dim  # validation as given and centred, weights
+    dual = 2 * n * p + m * n + 2 * n * dim  # training as given and centred
+    return 4 * (solving + data + (dual if n <= p else 0))
 
 
 def _check(alphas: Sequence[float]) -> None:
@@ -144,16 +190,19 @@ def _solve(
     score: Callable[[Tensor], float],
     alphas: Sequence[float],
 ) -> RidgeFit:
-    """(gram + alpha·s·I) solution = right for every alpha; predictions val @ solution + y_mean are scored."""
+    """(gram + alpha·s·I) solution = right for every alpha; predictions val @ solution + y_mean are scored.
+
+    The diagonal of `gram` is overwritten.
+    """
     unit = gram.diagonal().mean()
     if not unit > 0:
         raise ValueError("ridge cannot be fitted to constant inputs")
+    diagonal = gram.diagonal().clone()
     best: tuple[float, float, Tensor] | None = None
     scores = {}
     for alpha in sorted(alphas, reverse=True):
-        penalised = gram.clone()
-        penalised.diagonal().add_(alpha * unit)
-        solution = torch.cholesky_solve(right, torch.linalg.cholesky(penalised))
+        gram.diagonal().copy_(diagonal + alpha * unit)
+        solution = _solve_positive(gram, right)
         scores[alpha] = score(val @ solution + y_mean)
         if best is None or scores[alpha] > best[0]:
             best = (scores[alpha], alpha, solution)
@@ -161,3 +210,10 @@ def _solve(
     _, alpha, solution = best
     weight = solution.T
     return RidgeFit(weight.contiguous(), y_mean - weight @ mean, alpha, scores)
+
+
+def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
+    """`torch.cholesky_solve(right, cholesky(matrix))` without its two copies of the factor, as large as the matrix."""
+    factor = torch.linalg.cholesky(matrix)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)

@@ -142,6 +142,11 @@ def test_free_memory_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
     assert memory.free_bytes(CPU) == 4000 * 1024
     limit.write_text("1000005\n")
     assert memory.free_bytes(CPU) == 1000000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\nactive_file 7\n")
+    assert memory.free_bytes(CPU) == 1000300
+    (tmp_path / "memory.stat").write_text("inactive_file 300\ntotal_inactive_file 400\n")  # version 1
+    assert memory.free_bytes(CPU) == 1000400
+    (tmp_path / "memory.stat").unlink()
     meminfo.unlink()
     assert memory.free_bytes(CPU) == 1000000
     used.write_text("2000000")

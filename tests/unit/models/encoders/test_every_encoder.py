@@ -21,6 +21,7 @@ VARIANTS = {
     ),
     "nice-sa": Choice("nice", {"spatial": "sa"}),
     "nice-ga": Choice("nice", {"spatial": "ga"}),
+    "ridge-bins": Choice("ridge", {"samples_per_bin": 4}),
     "mlp-deep": Choice("mlp", {"hidden": [16, 8]}),
 }
 CHOICES = {name: Choice(name) for name in ENCODERS} | VARIANTS

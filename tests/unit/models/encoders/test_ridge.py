@@ -1,9 +1,13 @@
 """Ridge against the normal equations, and its two known points."""
 
+import numpy as np
 import pytest
 import torch
 
+from eegrecon.config import ENCODERS, Choice
+from eegrecon.errors import ConfigError
 from eegrecon.models.encoders.ridge import Ridge, fit_ridge, fit_ridge_in_blocks
+from eegrecon.registry import resolve
 
 
 def data(n, p, noise=0.0, dim=3):
@@ -66,6 +70,38 @@ def test_the_module_applies_the_fit():
     net.set_weights(fit.weight, fit.bias)
     out = net(x.view(12, 5, 6), torch.ones(12, dtype=torch.long))
     torch.testing.assert_close(out, x @ fit.weight.T + fit.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_bins_are_means_and_a_short_last_one_is_a_mean_of_what_is_there():
+    torch.manual_seed(0)
+    net, eeg = Ridge(2, 7, 3, samples_per_bin=3), torch.randn(4, 2, 7)
+    by_hand = np.stack([eeg[:, :, a:b].double().numpy().mean(2) for a, b in ((0, 3), (3, 6), (6, 7))], axis=2)
+    np.testing.assert_allclose(net.bins(eeg).numpy(), by_hand, atol=1e-6)
+    weight, bias = (value.detach().double().numpy() for value in (net.linear.weight, net.linear.bias))
+    assert weight.shape == (3, 6)
+    expected = np.einsum("bct,dct->bd", by_hand, weight.reshape(3, 2, 3)) + bias
+    np.testing.assert_allclose(net(eeg, torch.ones(4, dtype=torch.long)).detach().numpy(), expected, atol=1e-5)
+    eeg = torch.randn(2, 2, 9)  # without a short one
+    np.testing.assert_allclose(
+        Ridge(2, 9, 3, samples_per_bin=3).bins(eeg).numpy(), eeg.numpy().reshape(2, 2, 3, 3).mean(3), atol=1e-6
+    )
+
+
+def test_the_state_says_how_many_samples_a_bin_has():
+    first, second = Ridge(2, 10, 3, samples_per_bin=5), Ridge(2, 10, 3, samples_per_bin=7)  # both of two bins
+    eeg, subject = torch.randn(4, 2, 10), torch.ones(4, dtype=torch.long)
+    second.load_state_dict(first.state_dict(), strict=True)
+    torch.testing.assert_close(first(eeg, subject), second(eeg, subject), atol=0, rtol=0)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Ridge(2, 10, 3).load_state_dict(first.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("size", [0, -1, 8, True])
+def test_a_bin_is_a_whole_number_of_samples_of_a_trial(size):
+    words = f"refused: samples_per_bin is {size!r}, expected a whole number from 1 to 7, the samples of a trial"
+    with pytest.raises(ConfigError, match=words):
+        resolve(ENCODERS, Choice("ridge", {"samples_per_bin": size}), n_chans=2, n_times=7, dim=3)
+    assert Ridge(2, 7, 3, samples_per_bin=7).linear.in_features == 2
 
 
 def test_bad_alphas_and_constant_inputs_are_refused():
