@@ -35,6 +35,7 @@ TOOLS = {
     "inspect": "say what a file or folder is, what is wrong with it, and draw its mean response",
     "sweep": "subjects x seeds x experiments with one command, and one table",
     "compare": "runs side by side, ranked if they were measured alike",
+    "decode": "the pictures that a finished run makes of the trials in a file",
     "embed": "an encoder's embeddings of the trials in a plain .npy file",
     "import-atm": "an official ATM checkpoint as a run's encoder or prior",
     "export-atm": "an ATM-S encoder or prior as an official checkpoint",

@@ -129,7 +129,7 @@ def _write_trials(
         tmin=0.0,
         n_times=N_TIMES,
         ch_names=THINGS_EEG2_CHANNELS,
-        preprocessing={"note": "tiny simulated data"},
+        preprocessing={"note": "tiny simulated data", "baseline": [-0.2, 0.0]},
         sources={"seed": seed},
         images=images,
         counts=counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from eegrecon.datamodule import ThingsDataModule
 from eegrecon.models.encoders.ridge import Ridge, fit_ridge
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.models.priors.unet import PriorUNet
+from tests.builders import build_tiny_set
+from tests.builders_sdxl import tiny_sdxl
 
 PRIOR_ARGS = {"hidden": [16, 8], "time_embed_dim": 8, "dropout": 0.0}
 
@@ -98,6 +101,25 @@ def _build_prior(run: Path, store: TargetStore, data: dict, overrides: list[str]
         outputs={"model.safetensors": {}},
     )
     write_manifest(prior, manifest)
+
+
+def build_chain(home: Path, n_test: int = 6) -> Path:
+    """A run that `reconstruct` can follow: `data/`, `sdxl/` and `run/` (with a reconstruct config) under `home`."""
+    build_tiny_set(home / "data", test_concepts=n_test)
+    tiny_sdxl(home / "sdxl", dim=256, conditioning={"model": "pocket_clip", "weights_tag": "tiny", "dim": 256})
+    run = build_run(home / "data", home / "run")
+    (run / "reconstruct").mkdir()
+    (run / "reconstruct" / "config.yaml").write_text(to_yaml(chain_config(home)))
+    return run
+
+
+def chain_config(home: Path, *overrides: str) -> Any:
+    """What `reconstruct` is told for the run of `build_chain`."""
+    generator = f"{{base: {home / 'sdxl'}, num_inference_steps: 2, guidance_scale: 2.0, size: 16}}"
+    words = [f"data.root={home / 'data'}", "data.split.val_concepts=2", f"generator.args={generator}", "batch_size=4"]
+    words += ["sample.num_inference_steps=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    file = Path(__file__).resolve().parents[1] / "experiments" / "pocket" / "reconstruct.yaml"
+    return load("reconstruct", file=file, overrides=[*words, *overrides])
 
 
 def write_text_store(root: Path, name: str = "text-pocket", dim: int = 256) -> None:

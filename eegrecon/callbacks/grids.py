@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eegrecon.artifacts import atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 INK, FAINT, PAPER = (34, 34, 34), (120, 120, 120), (255, 255, 255)
 
@@ -81,6 +84,14 @@ def _fit(text: str, font: Any, width: int) -> str:
     while len(text) > 1 and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def to_pil(picture: torch.Tensor) -> Any:
+    """A (3, h, w) tensor in [0, 1] as an 8-bit PIL picture."""
+    from PIL import Image
+
+    array = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())
 
 
 def save_picture(picture: Any, path: Path) -> None:

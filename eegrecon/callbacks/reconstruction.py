@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from eegrecon.artifacts import atomic_write
+from eegrecon.callbacks.grids import to_pil
 
 
 def picture_file(image_id: str, draw: int = 0) -> str:
@@ -58,11 +58,3 @@ class ReconstructionWriter(lightning.Callback):
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Wait for the other ranks' files."""
         trainer.strategy.barrier("reconstructions written")
-
-
-def to_pil(picture: torch.Tensor) -> Any:
-    """A (3, h, w) tensor in [0, 1] as an 8-bit PIL picture."""
-    from PIL import Image
-
-    array = (picture.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())

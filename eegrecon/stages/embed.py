@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from eegrecon.loading import LoadedStage
 
-# How much the EEG's spread may differ from the training trials' before a wrong unit is suspected (V for µV: 1e6).
-ODD_SPREAD = 100.0
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -56,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     eeg = open_eeg(eeg_path)
     from eegrecon.loading import load_stage
 
-    stage = load_stage(directory, _device(options.device))
+    stage = load_stage(directory, usable_device(options.device))
     if stage.manifest.stage != "train-encoder":
         raise ArtifactError(f"{directory} was made by {stage.manifest.stage}: name a run directory with an encoder/.")
     _check_shape(eeg, eeg_path, stage, directory)
@@ -116,7 +113,12 @@ def _check_options(options: argparse.Namespace, eeg: Path, out: Path) -> None:
         raise ConfigError(f"--out and --eeg are the same file {eeg}: name another one to write.")
 
 
-def _device(name: str) -> str:
+def usable_device(name: str) -> str:
+    """The name of a torch device that can be used.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     import torch
 
     try:
@@ -143,7 +145,7 @@ def _check_shape(eeg: np.ndarray, path: Path, stage: LoadedStage, directory: Pat
 
 def _warn(network: Any, subject: int, eeg: np.ndarray, path: Path) -> None:
     """Say on stderr what is legal and yet likely to be a slip."""
-    import numpy as np
+    from eegrecon.data.epochs import is_odd, spread
 
     known = network.known_subjects
     if known is not None and subject not in known.tolist():
@@ -151,10 +153,8 @@ def _warn(network: Any, subject: int, eeg: np.ndarray, path: Path) -> None:
             f"eegrecon: embed: subject {subject} is none of those the encoder was trained on "
             f"({', '.join(map(str, known.tolist()))}): it is treated as unknown\n"
         )
-    with np.errstate(all="ignore"):
-        spread = np.asarray(eeg[:64], dtype=np.float64).std(axis=(0, 2)) / network.channel_std.cpu().numpy()
-        ratio = float(np.median(spread))
-    if np.isfinite(ratio) and not 1 / ODD_SPREAD < ratio < ODD_SPREAD:
+    ratio = spread(eeg, network.channel_std.cpu().numpy())
+    if is_odd(ratio):
         sys.stderr.write(
             f"eegrecon: embed: the EEG in {path} varies {ratio:.2g} times as much as the encoder's training trials: "
             "is it in their unit?\n"

@@ -34,6 +34,7 @@ from eegrecon.data import ImageSet, target_dir, trial_dir
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
+from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.modules.generator import GeneratorModule
 from eegrecon.registry import resolve
 from eegrecon.stages.data_module import data_module
@@ -170,12 +171,7 @@ def check_conditioning(generator: Any, interface: Mapping[str, Any], cfg: Any) -
     Raises:
         ArtifactError: Names the fields that differ.
     """
-    says = {"dim": generator.dim, **generator.conditioning}
-    wrong = [
-        f"{name} is {says[name]!r} in the generator and {interface[name]!r} in the target"
-        for name in ("model", "weights_tag", "dim", "normalised")
-        if name in says and says[name] != interface[name]
-    ]
+    wrong = mismatches(generator, interface)
     if wrong:
         raise ArtifactError(
             f"The generator {cfg.generator.name} {cfg.generator.args} does not fit the target {cfg.target.name!r}: "

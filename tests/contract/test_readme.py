@@ -6,11 +6,17 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import mne
+import numpy as np
 import pytest
+from PIL import Image
 
 from eegrecon.cli import PLAIN_FILES, TOOLS
 from eegrecon.config import STAGES, load
+from eegrecon.data import THINGS_EEG2_CHANNELS
+from tests.builders_runs import build_chain
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +50,23 @@ def test_the_tools_take_these_arguments(command):
     stage = "score_embeds" if plain else words[1].replace("-", "_")
     importlib.import_module(f"eegrecon.stages.{stage}").arguments(parser)
     parser.parse_args(words[2:])
+
+
+def test_the_pipeline_is_used_as_the_readme_says(tmp_path, monkeypatch):
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "EEGToImagePipeline" in code)
+    assert len([line for line in block.splitlines() if line.strip()]) == 4
+    run = build_chain(tmp_path / "home")
+    (tmp_path / "runs" / "pocket" / "sub-01").mkdir(parents=True)
+    run.rename(tmp_path / "runs" / "pocket" / "sub-01" / "seed-0")
+    volts = np.random.default_rng(0).normal(size=(2, 63, 301)) * 1e-6
+    info = mne.create_info(list(THINGS_EEG2_CHANNELS), 250.0, "eeg")
+    mne.EpochsArray(volts, info, tmin=-0.2, verbose=False).save(tmp_path / "mine-epo.fif", verbose=False)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert [len(pictures) for pictures in names["output"].images] == [1, 1]
+    with Image.open("first.png") as picture:
+        assert picture.size == (16, 16)
 
 
 def test_links_lead_somewhere():

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eegrecon.callbacks.reconstruction import ReconstructionWriter, picture_file, to_pil
+from eegrecon.callbacks.grids import to_pil
+from eegrecon.callbacks.reconstruction import ReconstructionWriter, picture_file
 
 
 def test_pictures_are_written_under_their_image_ids(tmp_path):

@@ -1,0 +1,158 @@
+"""`mne.Epochs` become what training saw, sample by sample, or are refused in one sentence."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+
+from eegrecon.data.channels import THINGS_EEG2_CHANNELS
+from eegrecon.data.epochs import EEGFormat, checked_array, from_epochs, is_odd, spread
+from eegrecon.data.preprocess import PreprocessParams, Recording, epoch_blocks
+from eegrecon.errors import DataError
+
+WANTED = EEGFormat(("Oz", "O1", "Pz"), 250, 250.0, 0.0, "uV", (-0.2, 0.0), True)
+RAW = 1000.0
+
+
+def epochs(names=("Pz", "Fp1", "Oz", "O1"), sfreq=RAW, tmin=-0.2, tmax=1.0, kind="eeg", scale=1e-5, n=3, **more):
+    n_times = round((tmax - tmin) * sfreq) + 1
+    data = np.random.default_rng(0).standard_normal((n, len(names), n_times)) * scale + 3 * scale
+    info = mne.create_info(list(names), sfreq, kind)
+    return mne.EpochsArray(data, info, tmin=tmin, baseline=more.pop("baseline", None), verbose=False)
+
+
+def refused(given, wanted=WANTED, **more):
+    with pytest.raises(DataError) as found:
+        from_epochs(given, wanted, **more)
+    text = str(found.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def test_epochs_give_what_the_training_code_gave():
+    names, params = THINGS_EEG2_CHANNELS, PreprocessParams(mvnn="none")
+    data = np.random.default_rng(1).standard_normal((63, 4000)) * 1e-5 + 2e-5
+    onsets = np.array([500, 1700])
+    recording = Recording(Path("x"), data, list(names), RAW, onsets, np.array([1, 2]))
+    (trained,) = epoch_blocks(recording, np.arange(2), params)
+    shuffled = [*reversed(names), "EOG"]
+    info = mne.create_info(shuffled, RAW, ["eeg"] * 63 + ["eog"])
+    cut = np.stack([np.vstack([data[::-1], data[:1]])[:, at - 200 : at + 1001] for at in onsets])
+    wanted = EEGFormat.from_manifest(
+        {
+            "channels": names, "n_times": 250, "sfreq": 250.0, "window": [0.0, 1.0], "unit": "uV",
+            "preprocessing": {"baseline": [None, 0.0], "tmin": -0.2, "tmax": 1.0, "band": None},
+        }
+    )  # fmt: skip
+    assert wanted.baseline == (-0.2, 0.0)
+    given = mne.EpochsArray(cut, info, tmin=-0.2, verbose=False)
+    before = given.get_data(copy=True)
+    found, notes = from_epochs(given, wanted, np.full(63, 10.0))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, trained, atol=1e-4)
+    assert notes == ["channels that the encoder does not know are left out: EOG"]
+    np.testing.assert_array_equal(given.get_data(copy=False), before)
+    assert given.ch_names == shuffled
+
+
+def test_resampling_does_not_alias():
+    given = epochs(names=WANTED.ch_names, tmin=-0.5, tmax=1.5)
+    times = given.times
+    given._data[:] = 1e-5 * (np.sin(2 * np.pi * 6 * times) + np.sin(2 * np.pi * 240 * times))  # 240 Hz would become 10
+    found, _ = from_epochs(given, replace(WANTED, baseline=None))
+    slow = 10 * np.sin(2 * np.pi * 6 * np.arange(250) / 250)
+    assert np.abs(found - slow).max() < 0.5  # MNE places samples to within half of one; the alias would add 10
+
+
+def test_names_match_whatever_their_case_and_only_then():
+    given = epochs(names=("PZ", "OZ", "o1", "x"))
+    found, notes = from_epochs(given, WANTED)
+    same, _ = from_epochs(given.copy().rename_channels({"PZ": "Pz", "OZ": "Oz", "o1": "O1"}), WANTED)
+    np.testing.assert_array_equal(found, same)
+    assert "left out: x" in notes[0]
+    text = refused(epochs(names=("O1", "oz", "OZ", "C3")))  # which of the two is Oz?
+    assert "lack 2 of the 3 channels" in text
+    assert "(Oz, Pz)" in text
+
+
+def test_a_baseline_is_subtracted_once_and_the_same():
+    whole = epochs(tmax=1.1, sfreq=250.0)
+    wanted, _ = from_epochs(whole, WANTED)
+    done = whole.copy().apply_baseline((-0.2, 0.0), verbose=False).crop(-0.1, None)
+    found, _ = from_epochs(done, WANTED)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    other = whole.copy().apply_baseline((0.5, 1.0), verbose=False)
+    np.testing.assert_allclose(from_epochs(other, WANTED)[0], wanted, atol=1e-4)
+    assert "start at -0.1 s and no baseline was subtracted" in refused(epochs(tmin=-0.1))
+    assert "their baseline was 0.5 to 1 s" in refused(other.crop(-0.1, None))
+    never = replace(WANTED, baseline=None)
+    assert from_epochs(epochs(tmin=0.0), never)[0].shape == (3, 3, 250)
+    assert "which cannot be undone" in refused(whole.copy().apply_baseline((-0.2, 0), verbose=False), never)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "says"),
+    [
+        ({"tmax": 0.8}, WANTED, r"go from -0.2 to 0.8 s \(1001 samples at 1000 Hz\), but the encoder sees 0 to 1 s"),
+        ({"tmin": 0.1}, WANTED, "go from 0.1 to 1 s"),
+        ({"kind": "misc"}, WANTED, r"Oz \(misc\), O1 \(misc\), Pz \(misc\): correct them"),
+        ({}, replace(WANTED, unit="mvnn"), r"noise covariance.*pass an array \(trials, 3, 250\).*Oz, O1, Pz"),
+        ({}, replace(WANTED, unit="zscore"), "standard deviation of the baseline over a session, which cannot be done"),
+        ({}, replace(WANTED, baseline_known=False), r"does not say its data's preprocessing \(its baseline\)"),
+        ({}, EEGFormat(("Oz",), 250), "does not say its data's sfreq, window, unit, preprocessing"),
+        ({"scale": np.nan}, WANTED, "holds nan in trial 0 at Oz, sample 0"),
+        ({"scale": 1e-2}, WANTED, r"vary 5e\+02 times as much .* MNE's volts are turned into µV: .* another unit"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_prepared_is_refused(given, wanted, says):
+    import re
+
+    assert re.search(says, refused(epochs(**given), wanted, channel_std=np.full(len(wanted.ch_names), 10.0)))
+
+
+def test_recordings_and_averages_are_no_epochs():
+    raw = mne.io.RawArray(np.zeros((1, 500)), mne.create_info(["Oz"], 250.0, "eeg"), verbose=False)
+    for thing in (raw, epochs().average()):
+        assert f"The EEG is {type(thing).__name__}, expected mne.Epochs (or an array)" in refused(thing)
+
+
+def test_no_trials_damaged_files_and_what_is_only_odd(monkeypatch):
+    assert "hold no trial" in refused(epochs()[:0])
+    given = epochs(sfreq=200.0)
+    given.info["bads"] = ["Oz"]
+    notes = from_epochs(given, replace(WANTED, band=(1.0, 40.0)))[1]
+    assert [note.split(":")[0] for note in notes] == [
+        "channels that the encoder does not know are left out",
+        "channels marked as bad are used as they are, interpolate_bads mends them",
+        "training trials were filtered to 1–40 Hz, these epochs to 0–100 Hz",
+        "the epochs have 200 Hz, the training trials 250 Hz",
+    ]
+    monkeypatch.setattr(given, "get_data", lambda **_: 1 / 0)
+    assert "samples cannot be read (division by zero)" in refused(given)
+
+
+def test_arrays_are_checked_and_left_alone():
+    good = np.zeros((300, 3, 250))
+    assert checked_array(good, WANTED) is good
+    for wrong in (good[0], good[:, :2], good.astype(str), good.astype(bool), good.astype(complex)):
+        with pytest.raises(DataError, match=r"must be numbers \(trials, 3, 250\).*3 channels × 250 samples \(0 to 1 s"):
+            checked_array(wrong, WANTED)
+    good[280, 1, 7] = 1e39
+    with pytest.raises(DataError, match=r"e\+38 in|e\+39 in trial 280 at O1, sample 7"):
+        checked_array(good, WANTED)
+
+
+def test_the_spread_is_odd_when_the_unit_is_wrong():
+    eeg = np.random.default_rng(0).standard_normal((9, 3, 250)) * np.array([1, 2, 4])[:, None]
+    std = np.array([1.0, 2.0, 4.0])
+    assert spread(eeg, std) == pytest.approx(1, abs=0.05)
+    assert [is_odd(spread(eeg * scale, std)) for scale in (1e-6, 0.02, 50, 1e6, np.nan)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
