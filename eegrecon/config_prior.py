@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from eegrecon.config_choice import Choice
+
 # Networks that a diffusion trains: noisy embedding, timestep and condition in, one prediction out.
 DENOISERS = {"unet": "eegrecon.models.priors.unet:PriorUNet"}
 # Networks from the condition to one embedding: trained (mlp), fitted in closed form (ridge) or nothing at all (none).
@@ -11,6 +13,18 @@ REGRESSORS = {
     "none": "eegrecon.models.priors.linear:NoPrior",
 }
 PRIORS = DENOISERS | REGRESSORS
+# What a diffusion prior may be sampled with; each keeps the noise schedule that was trained on.
+SCHEDULERS = {
+    "ddpm": "diffusers:DDPMScheduler",  # ancestral, the paper's
+    "ddim": "diffusers:DDIMScheduler",
+    "dpm_solver_multistep": "diffusers:DPMSolverMultistepScheduler",  # DPM-Solver++, unless algorithm_type says else
+    "dpm_solver_singlestep": "diffusers:DPMSolverSinglestepScheduler",
+    "deis_multistep": "diffusers:DEISMultistepScheduler",
+    "unipc_multistep": "diffusers:UniPCMultistepScheduler",
+    "euler_discrete": "diffusers:EulerDiscreteScheduler",
+    "euler_ancestral_discrete": "diffusers:EulerAncestralDiscreteScheduler",
+    "heun_discrete": "diffusers:HeunDiscreteScheduler",
+}
 
 
 @dataclass(frozen=True)
@@ -64,3 +78,5 @@ class SampleConfig:
 
     guidance_scale: float = field(default=2.0, metadata={"minimum": 0})
     num_inference_steps: int = field(default=50, metadata={"minimum": 1})
+    # `args` are the constructor's (solver_order, algorithm_type: sde-dpmsolver++, …) and DDIM's eta.
+    scheduler: Choice = field(default_factory=lambda: Choice(name="ddpm"), metadata={"registry": SCHEDULERS})

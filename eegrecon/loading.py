@@ -108,10 +108,11 @@ def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor])
 
 
 def build_prior(config: Mapping[str, Any], *, dim: int, cond_dim: int) -> ScaledPrior | PointPrior:
-    """The prior that a `train-prior` config names, untrained and unscaled.
+    """The prior that a `train-prior` config names, untrained and unscaled; it samples as `sample.scheduler` says.
 
     Args:
-        config: The whole config as plain values; keys of `diffusion` that an older one lacks take their defaults.
+        config: The whole config as plain values; keys of `diffusion` and `sample` that an older one lacks take their
+            defaults.
         dim: Size of the image embedding.
         cond_dim: Size of the EEG embedding.
 
@@ -124,7 +125,10 @@ def build_prior(config: Mapping[str, Any], *, dim: int, cond_dim: int) -> Scaled
     if choice.name not in DENOISERS:
         return PointPrior(network, dim=dim, cond_dim=cond_dim)
     options = {name: value for name, value in config["diffusion"].items() if name in SCHEDULE}
-    return ScaledPrior(network, build_scheduler(**options), dim=dim, cond_dim=cond_dim)
+    prior = ScaledPrior(network, build_scheduler(**options), dim=dim, cond_dim=cond_dim)
+    if "scheduler" in config["sample"]:
+        prior.use_scheduler(Choice(**config["sample"]["scheduler"]))
+    return prior
 
 
 def _fact(manifest: Manifest, group: str, name: str) -> Any:

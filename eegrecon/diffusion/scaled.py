@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from eegrecon.diffusion.samplers import sample_embeds
+from eegrecon.diffusion.schedulers import Solver, build_solver
+from eegrecon.errors import ConfigError
 
 TARGET_SCALES = ("std", "none")
 COND_SCALES = ("unit", "std")
@@ -105,14 +107,47 @@ class ScaledPrior(ScaledNetwork):
 
     Args:
         network: See `diffusion.objectives.PriorNetwork`.
-        scheduler: From `diffusion.objectives.build_scheduler`.
+        scheduler: From `diffusion.objectives.build_scheduler`: it trains and, until `use_scheduler`, samples.
         dim: Size of the target.
         cond_dim: Size of the condition.
     """
 
     def __init__(self, network: nn.Module, scheduler: Any, *, dim: int, cond_dim: int) -> None:
         super().__init__(network, dim=dim, cond_dim=cond_dim)
-        self.scheduler = scheduler
+        self.scheduler, self.solver = scheduler, Solver(scheduler)
+
+    def use_scheduler(self, choice: Any, num_inference_steps: int | None = None) -> None:
+        """Sample with another scheduler from now on; the one that was trained with stays `scheduler`.
+
+        Args:
+            choice: `name` and `args`, see `diffusion.schedulers.build_solver`.
+            num_inference_steps: If given, so many steps are tried out on one number.
+
+        Raises:
+            ConfigError: It does not fit, or cannot make these steps.
+        """
+        self.solver = build_solver(self.scheduler, choice)
+        if num_inference_steps is None:
+            return
+        try:
+            sampled = sample_embeds(
+                lambda noisy, *_: torch.zeros_like(noisy),
+                self.solver.scheduler,
+                None,
+                dim=1,
+                generators=[torch.Generator().manual_seed(0)],
+                num_inference_steps=num_inference_steps,
+                step_args=self.solver.step_args,
+            )
+        except (ArithmeticError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+        else:
+            problem = "" if bool(sampled.isfinite().all()) else "it ends in NaN or infinite numbers"
+        if problem:
+            raise ConfigError(
+                f"sample.scheduler {choice.name!r} with {choice.args} cannot make {num_inference_steps} steps for the "
+                f"prediction type {self.scheduler.config.prediction_type!r}: {problem.rstrip('.')}."
+            )
 
     @torch.no_grad()
     def sample(
@@ -129,7 +164,7 @@ class ScaledPrior(ScaledNetwork):
         Args:
             eeg_embeds: `(b, cond_dim)` as the encoder stage exports them.
             generators: One per row (`diffusion.samplers.row_generators`).
-            guidance_scale: 0 unconditional, 1 conditional, more guided.
+            guidance_scale: 0 unconditional, 1 conditional, more guided; the paper's w plus 1.
             num_inference_steps: Denoising steps.
             network: Another than its own, such as the moving average of its weights.
 
@@ -139,12 +174,13 @@ class ScaledPrior(ScaledNetwork):
         with evaluating(self.network if network is None else network) as chosen:
             sampled = sample_embeds(
                 chosen,
-                self.scheduler,
+                self.solver.scheduler,
                 self.standardise_cond(eeg_embeds),
                 dim=self.dim,
                 generators=generators,
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
+                step_args=self.solver.step_args,
             )
         return self.restore_target(sampled)
 
@@ -157,6 +193,9 @@ class PointPrior(ScaledNetwork):
         dim: Size of the target.
         cond_dim: Size of the condition.
     """
+
+    def use_scheduler(self, choice: Any, num_inference_steps: int | None = None) -> None:
+        """Ignored: there are no steps; see `sample`."""
 
     @torch.no_grad()
     def sample(

@@ -67,6 +67,7 @@ def build_module(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorModule:
     diffusion = cfg.diffusion
     try:
         prior = build_prior(to_dict(cfg), dim=rows["image_embeds"].shape[1], cond_dim=rows["eeg_embeds"].shape[1])
+        prior.use_scheduler(cfg.sample.scheduler, cfg.sample.num_inference_steps)
         if not isinstance(prior.network, NoPrior):
             prior.fit(rows["image_embeds"], rows["eeg_embeds"], diffusion.target_scale, diffusion.cond_scale)
         return PriorModule(

@@ -20,7 +20,7 @@ from eegrecon.artifacts import (
     write_json,
     write_manifest,
 )
-from eegrecon.config import TrainPriorConfig, config_hash, to_yaml
+from eegrecon.config import TrainPriorConfig, config_hash, to_dict, to_yaml
 from eegrecon.stages.prior_checks import STAGE, check_config, check_upstream
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ def write_results(
         "test_subjects": data.test_subjects,
         "selection": dict(selection),
         "prior": cfg.prior.name,
-        "guidance_scale": cfg.sample.guidance_scale,
-        "num_inference_steps": cfg.sample.num_inference_steps,
+        **to_dict(cfg.sample),
         "shuffled": "the true embedding of the picture half the validation split away",
         "retrieval": "cosine, galleries of one picture a held-out concept",
         "seed": cfg.seed,

@@ -134,6 +134,28 @@ def test_weights_sample_what_the_stage_exported(done):
     assert set(load_file(done / "model.safetensors")) >= {"target_mean", "target_scale", "cond_mean", "cond_scale"}
 
 
+def test_another_scheduler_samples_validation_and_comes_back_with_the_weights(home, done, run_dir):
+    """The same training, so the same weights; other samples, and the same loss, whose noise is drawn apart."""
+    scheduler = "sample.scheduler={name: dpm_solver_multistep, args: {algorithm_type: sde-dpmsolver++}}"
+    manifest = go(home, run_dir / "prior", scheduler, "select={monitor: val/prior_loss, mode: min}")
+    usual = go(home, run_dir / "prior", "select={monitor: val/prior_loss, mode: min}", overwrite=True)
+    assert manifest.metrics["val/prior_loss"] == usual.metrics["val/prior_loss"]
+    assert manifest.metrics["val/prior_cosine"] != usual.metrics["val/prior_cosine"]
+    go(home, run_dir / "prior", scheduler, overwrite=True)
+    prior = loading.load(run_dir / "prior")
+    assert prior.solver.scheduler.config.algorithm_type == "sde-dpmsolver++"
+    rows = load_embeds(run_dir / "prior" / "embeds" / "val.safetensors")
+    protocol = json.loads((run_dir / "prior" / "metrics.json").read_text())["protocol"]
+    assert protocol["scheduler"] == {"name": "dpm_solver_multistep", "args": {"algorithm_type": "sde-dpmsolver++"}}
+    sampled = prior.sample(
+        torch.from_numpy(rows["eeg_embeds"]),
+        generators=row_generators(0, rows["subject"].tolist(), rows["image_index"].tolist()),
+        guidance_scale=protocol["guidance_scale"],
+        num_inference_steps=protocol["num_inference_steps"],
+    )
+    assert np.allclose(sampled.numpy(), rows["pred_image_embeds"], atol=1e-4)
+
+
 def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
     before = (done / "manifest.json").read_bytes()
     go(home, done)
@@ -201,6 +223,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(home, run_dir):
         go(home, prior, "prior.args={hidden: [8]}")
     with pytest.raises(ConfigError, match="divides its error"):
         go(home, prior, "diffusion={prediction_type: epsilon, beta_schedule: squaredcos_cap_v2}")
+    with pytest.raises(ConfigError, match=r"sample\.scheduler 'ddim' does not fit: 'etta' is not an argument"):
+        go(home, prior, "sample.scheduler={name: ddim, args: {etta: 1}}")
+    with pytest.raises(ConfigError, match=r"'euler_ancestral_discrete' .* cannot make 5 steps"):
+        go(home, prior, "sample.scheduler.name=euler_ancestral_discrete")
+    with pytest.raises(ConfigError, match=r"'sample\.scheduler\.name' is 'dpm', which is not known"):
+        go(home, prior, "sample.scheduler.name=dpm")
     with pytest.raises(ConfigError, match="trainer block"):
         go(home, prior, "trainer.max_epoch=3")
     with pytest.raises(ConfigError, match=r"monitor.*prior_retrieval_top1_4way.*fast_dev_run"):
