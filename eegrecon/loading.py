@@ -19,7 +19,8 @@ from eegrecon.manifest import Manifest
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.registry import resolve
 
-SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule")  # keys of `diffusion` for `build_scheduler`
+# Keys of `diffusion` that `build_scheduler` takes.
+SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule", "clip_sample")
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,20 @@ def test_another_scheduler_samples_validation_and_comes_back_with_the_weights(ho
     assert np.allclose(sampled.numpy(), rows["pred_image_embeds"], atol=1e-4)
 
 
+def test_clipping_is_kept_with_the_weights_and_shortens_the_samples(home, done, run_dir):
+    assert loading.load(done).solver.scheduler.config.clip_sample is False
+    clipped = go(home, run_dir / "prior", "diffusion.clip_sample=true")
+    prior = loading.load(run_dir / "prior")
+    assert prior.scheduler.config.clip_sample is True
+    assert prior.solver.scheduler.config.clip_sample is True
+    rows = load_embeds(run_dir / "prior" / "embeds" / "val.safetensors")
+    standardised = prior.standardise_target(torch.from_numpy(rows["pred_image_embeds"]))
+    assert standardised.abs().max() < 1.0001  # the last step returns the clamped estimate itself
+    usual = torch.from_numpy(load_embeds(done / "embeds" / "val.safetensors")["pred_image_embeds"])
+    assert prior.standardise_target(usual).abs().max() > 1.5
+    assert clipped.metrics["val/prior_norm_ratio"] < read_manifest(done).metrics["val/prior_norm_ratio"]
+
+
 def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
     before = (done / "manifest.json").read_bytes()
     go(home, done)
@@ -225,6 +239,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(home, run_dir):
         go(home, prior, "diffusion={prediction_type: epsilon, beta_schedule: squaredcos_cap_v2}")
     with pytest.raises(ConfigError, match=r"sample\.scheduler 'ddim' does not fit: 'etta' is not an argument"):
         go(home, prior, "sample.scheduler={name: ddim, args: {etta: 1}}")
+    with pytest.raises(ConfigError, match=r"cannot clip, but diffusion\.clip_sample is true: choose ddpm or ddim"):
+        go(home, prior, "sample.scheduler.name=unipc_multistep", "diffusion.clip_sample=true")
     with pytest.raises(ConfigError, match=r"'euler_ancestral_discrete' .* cannot make 5 steps"):
         go(home, prior, "sample.scheduler.name=euler_ancestral_discrete")
     with pytest.raises(ConfigError, match=r"'sample\.scheduler\.name' is 'dpm', which is not known"):
