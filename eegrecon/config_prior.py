@@ -53,6 +53,12 @@ class DiffusionConfig:
     # dimension, and samples scaled back; none: as they are, as in ATM's code, which fits no CLIP vector (L2-normalised
     # ones drown, of others a few dimensions stand out; see `diffusion.scaled`).
     target_scale: str = field(default="std", metadata={"choices": ("std", "none")})
+    # More pictures, without EEG, for the unconditional half: a target store of this set (NAME) or of another under
+    # data.root (SET/NAME) in the same space as `target`; its training pictures are used, but for those of held-out
+    # concepts. They take the places of `image_only_rate` of the rows of a batch, at random. "": none. They are kept in
+    # memory. (ATM's paper adds over a million ImageNet pictures; its code none. The rate is not tuned.)
+    image_only: str = ""
+    image_only_rate: float = field(default=0.2, metadata={"minimum": 0, "maximum": 1})
     # "unit" reads only the direction of EEG embeddings: their length depends on how many trials were averaged.
     cond_scale: str = field(default="unit", metadata={"choices": ("unit", "std")})
 

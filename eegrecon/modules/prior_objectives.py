@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from eegrecon.diffusion.objectives import draw_training, prior_loss, training_target
+from eegrecon.diffusion.samplers import stable_seed
 from eegrecon.losses.regression import cosine_embedding, mse_embedding
 
+_IMAGE_ONLY_STREAM = 0x494D4147  # keeps these draws apart from the others of a step
 _LOSS_DRAWS = 8  # timesteps per validation row, stratified over the schedule; a row's draws are the same every epoch
 
 
@@ -40,13 +42,16 @@ class PriorObjective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiffusionObjective:
     """Denoising (`diffusion.objectives.prior_loss`), for a `ScaledPrior`.
 
     Args:
         cond_drop: Probability of dropping a row's condition in training, in [0, 1].
         cond_noise: Standard deviation of Gaussian noise on the standardised condition in training; 0 is off.
+        image_only: (n, dim) embeddings of pictures without EEG; None: there are none.
+        image_only_rate: Probability that a training row makes room for one of them, drawn at random, and so has no
+            condition.
 
     Raises:
         ValueError: On a number outside its range.
@@ -54,16 +59,20 @@ class DiffusionObjective:
 
     cond_drop: float = 0.1
     cond_noise: float = 0.0
+    image_only: Tensor | None = None
+    image_only_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.cond_drop <= 1.0:
-            raise ValueError(f"cond_drop is a probability in [0, 1], got {self.cond_drop}.")
+        for name in ("cond_drop", "image_only_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}.")
         _check_noise(self.cond_noise)
 
     def training_loss(
         self, prior: Any, image_embeds: Tensor, eeg_embeds: Tensor, *, seed: int, rank: int, world_size: int
     ) -> Tensor:
         """See `PriorObjective`."""
+        image_embeds, without_eeg = self._mixed(image_embeds, seed, rank, world_size)
         target, condition = prior.standardise_target(image_embeds), prior.standardise_cond(eeg_embeds)
         draws = draw_training(
             len(target),
@@ -84,8 +93,20 @@ class DiffusionObjective:
             condition,
             noise=draws.noise.to(target),
             timestep=draws.timestep.to(target.device),
-            cond_mask=draws.cond_mask.to(target.device),
+            cond_mask=(draws.cond_mask | without_eeg).to(target.device),
         )
+
+    def _mixed(self, image_embeds: Tensor, seed: int, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+        """Targets with image-only ones among them, and (b,) bool, on the CPU, where those are."""
+        rows = len(image_embeds)
+        if self.image_only is None:
+            return image_embeds, torch.zeros(rows, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(stable_seed(seed, _IMAGE_ONLY_STREAM))
+        here = slice(rank * rows, (rank + 1) * rows)
+        chosen = (torch.rand(rows * world_size, generator=generator) < self.image_only_rate)[here]
+        which = torch.randint(len(self.image_only), (rows * world_size,), generator=generator)[here]
+        others = self.image_only[which].to(image_embeds)
+        return torch.where(chosen.to(image_embeds.device)[:, None], others, image_embeds), chosen
 
     def row_losses(
         self,

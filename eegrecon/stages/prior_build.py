@@ -14,6 +14,9 @@ from eegrecon.callbacks.monitoring import TrainingMonitor
 from eegrecon.callbacks.prior import PriorScores
 from eegrecon.callbacks.resume import EpochSeed
 from eegrecon.config import DENOISERS, OPTIMS, TrainPriorConfig, diff, to_dict
+from eegrecon.data.image_only import image_only_rows
+from eegrecon.data.images import ImageSet
+from eegrecon.data.targets import TargetStore
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import build_prior
@@ -23,7 +26,7 @@ from eegrecon.modules.prior import PriorModule
 from eegrecon.modules.prior_objectives import DiffusionObjective, PriorObjective, RegressionObjective
 from eegrecon.registry import check_args, lookup
 from eegrecon.stages.data_module import data_module
-from eegrecon.stages.prior_checks import RIDGE_MONITOR, STAGE, Upstream
+from eegrecon.stages.prior_checks import RIDGE_MONITOR, STAGE, Upstream, image_only_dir
 from eegrecon.stages.trainer import build_trainer as stage_trainer
 from eegrecon.stages.trainer import checkpoints
 
@@ -72,7 +75,7 @@ def build_module(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorModule:
             prior.fit(rows["image_embeds"], rows["eeg_embeds"], diffusion.target_scale, diffusion.cond_scale)
         return PriorModule(
             prior,
-            build_objective(cfg),
+            build_objective(cfg, data),
             optimizer=partial(optimizer, **cfg.optim.args),
             ema_decay=diffusion.ema_decay,
             lr_schedule=cfg.lr_schedule.name,
@@ -85,14 +88,21 @@ def build_module(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorModule:
         raise ConfigError(f"The {STAGE} config does not work: {error}") from error
 
 
-def build_objective(cfg: TrainPriorConfig) -> PriorObjective:
+def build_objective(cfg: TrainPriorConfig, data: ThingsDataModule) -> PriorObjective:
     """Denoising for a diffusion prior; for the others the regression that mlp is trained by and all are validated by.
 
     Raises:
+        DataError: The store of `diffusion.image_only` is broken or has nothing to give.
         ValueError: On a number outside its range.
     """
+    diffusion, others = cfg.diffusion, None
     if cfg.prior.name in DENOISERS:
-        return DiffusionObjective(cfg.diffusion.cond_drop, cfg.diffusion.cond_noise)
+        if diffusion.image_only:
+            path = image_only_dir(cfg)
+            pictures = ImageSet.from_root(path.parent.parent)
+            store = TargetStore(path, pictures, l2_normalise=cfg.target.l2_normalise)
+            others = torch.from_numpy(image_only_rows(store, pictures, data.images, data.split))
+        return DiffusionObjective(diffusion.cond_drop, diffusion.cond_noise, others, diffusion.image_only_rate)
     return RegressionObjective(cfg.regression.mse, cfg.regression.cosine, cfg.diffusion.cond_noise)
 
 

@@ -70,7 +70,11 @@ def _prior_problems(cfg: TrainPriorConfig) -> list[str]:
     if name in DENOISERS:
         if cfg.regression != RegressionConfig():
             problems.append(f"regression is set, but the prior {name} is trained by diffusion and not by regression")
+        if cfg.diffusion.image_only and not cfg.diffusion.image_only_rate:
+            problems.append("diffusion.image_only names a store, but diffusion.image_only_rate is 0")
         return problems
+    if cfg.diffusion.image_only:
+        problems.append(f"diffusion.image_only is set, but the prior {name} has no unconditional half")
     if name == "mlp":
         if cfg.regression.mse == cfg.regression.cosine == 0:
             problems.append("regression.mse and regression.cosine are both 0, so nothing would be learned")
@@ -119,4 +123,30 @@ def check_upstream(cfg: TrainPriorConfig, encoder_dir: Path) -> Upstream:
     inputs = {"encoder": input_record(encoder_dir)}
     if (targets / "manifest.json").is_file():
         inputs["targets"] = input_record(targets)
+    if cfg.diffusion.image_only:
+        inputs |= _image_only_input(cfg, interface, targets)
     return Upstream(encoder_dir, manifest, interface, inputs)
+
+
+def image_only_dir(cfg: TrainPriorConfig) -> Path:
+    """The store that `diffusion.image_only` names, NAME or SET/NAME."""
+    from eegrecon.data.layout import target_dir
+
+    set_name, _, name = cfg.diffusion.image_only.rpartition("/")
+    return target_dir(Path(cfg.data.root) / (set_name or cfg.data.set), name)
+
+
+def _image_only_input(cfg: TrainPriorConfig, interface: dict[str, Any], targets: Path) -> dict[str, dict[str, str]]:
+    """Lineage entry of the store of `diffusion.image_only`, which must hold embeddings of the target's space."""
+    from eegrecon.data.targets import TargetStore
+
+    path = image_only_dir(cfg)
+    other = TargetStore(path, l2_normalise=cfg.target.l2_normalise).interface()
+    keys = [key for key in interface if key != "name" and other[key] != interface[key]]
+    if keys:
+        wrong = "; ".join(f"{key} is {other[key]!r} there and {interface[key]!r} here" for key in keys)
+        raise ArtifactError(
+            f"diffusion.image_only {path} holds other embeddings than the target {targets}: {wrong}; name a store that "
+            "was made in the same way."
+        )
+    return {"image_only": input_record(path)} if (path / "manifest.json").is_file() else {}

@@ -17,7 +17,7 @@ from eegrecon.config import load
 from eegrecon.data import ImageSet, TargetStore, target_dir, trial_dir
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.diffusion.samplers import row_generators
-from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.errors import ArtifactError, ConfigError, DataError
 from eegrecon.modules.prior import PriorModule
 from eegrecon.stages import train_prior
 from tests.builders import DIM, build_tiny_set
@@ -168,6 +168,24 @@ def test_clipping_is_kept_with_the_weights_and_shortens_the_samples(home, done, 
     usual = torch.from_numpy(load_embeds(done / "embeds" / "val.safetensors")["pred_image_embeds"])
     assert prior.standardise_target(usual).abs().max() > 1.5
     assert clipped.metrics["val/prior_norm_ratio"] < read_manifest(done).metrics["val/prior_norm_ratio"]
+
+
+def test_pictures_without_eeg_are_read_from_another_set_and_change_the_training(home, done, run_dir):
+    build_tiny_set(home / "data", seed=1, train_concepts=20, set_name="other")
+    manifest = go(home, run_dir / "prior", "diffusion.image_only=other/clip-pocket", "diffusion.image_only_rate=0.5")
+    assert manifest.inputs["image_only"]["path"].endswith("other/targets/clip-pocket")
+    one, two = (load_file(path / "model.safetensors") for path in (done, run_dir / "prior"))
+    assert torch.equal(one["target_scale"], two["target_scale"])
+    assert not torch.equal(one["network.output.weight"], two["network.output.weight"])
+    with pytest.raises(ArtifactError, match=r"image_only .*vae-pocket holds other embeddings .*model is 'sdxl_vae'"):
+        go(home, run_dir / "other", "diffusion.image_only=vae-pocket")
+    with pytest.raises(ConfigError, match="image_only_rate is 0"):
+        go(home, run_dir / "other", "diffusion={image_only: clip-pocket, image_only_rate: 0}")
+    with pytest.raises(ConfigError, match="the prior mlp has no unconditional half"):
+        go(home, run_dir / "other", "diffusion.image_only=clip-pocket", "prior.name=mlp")
+    with pytest.raises(DataError, match="absent"):
+        go(home, run_dir / "other", "diffusion.image_only=absent/clip-pocket")
+    assert not (run_dir / "other").exists()
 
 
 def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
