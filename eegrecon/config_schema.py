@@ -225,6 +225,9 @@ class TrainEncoderConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     baseline_ridge: bool = True
+    # K: train K more encoders, each without one of K groups of training concepts, to embed that group's training rows;
+    # what `train-prior` reads with `embeds: cross_fitted`. K + 1 times the training. 0: none.
+    cross_fit: int = field(default=0, metadata={"minimum": 0})
     # The control: pictures re-assigned among training and validation images by a seeded permutation.
     permute_labels: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -237,6 +240,9 @@ class TrainPriorConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    # The training rows' EEG embeddings: of the encoder that trained on them, or of those that did not (`cross_fit` of
+    # train-encoder). Validation's are always those of the encoder itself.
+    embeds: str = field(default="in_sample", metadata={"choices": ("in_sample", "cross_fitted")})
     prior: Choice = field(default_factory=Choice, metadata={"registry": PRIORS})
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)

@@ -26,7 +26,7 @@ from eegrecon.modules.prior import PriorModule
 from eegrecon.modules.prior_objectives import DiffusionObjective, PriorObjective, RegressionObjective
 from eegrecon.registry import check_args, lookup
 from eegrecon.stages.data_module import data_module
-from eegrecon.stages.prior_checks import RIDGE_MONITOR, STAGE, Upstream, image_only_dir
+from eegrecon.stages.prior_checks import CROSS_FITTED, RIDGE_MONITOR, STAGE, Upstream, image_only_dir
 from eegrecon.stages.trainer import build_trainer as stage_trainer
 from eegrecon.stages.trainer import checkpoints
 
@@ -44,7 +44,13 @@ def build_data(cfg: TrainPriorConfig, upstream: Upstream) -> ThingsDataModule:
         ArtifactError: The encoder was trained with another data block; names every key.
     """
     data = data_module(
-        "prior", cfg.data, {"image": cfg.target}, seed=cfg.seed, loader=cfg.loader, upstream=upstream.directory
+        "prior",
+        cfg.data,
+        {"image": cfg.target},
+        seed=cfg.seed,
+        loader=cfg.loader,
+        upstream=upstream.directory,
+        train_embeds=Path(CROSS_FITTED).stem if cfg.embeds == "cross_fitted" else "train",
     )
     there, here = upstream.manifest.data, data.describe()
     names = [name for name in SHARED_DATA if name in there]

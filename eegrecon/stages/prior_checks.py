@@ -11,6 +11,7 @@ from eegrecon.config import DENOISERS, RegressionConfig, TrainPriorConfig
 from eegrecon.errors import ArtifactError, ConfigError
 
 STAGE = "train-prior"
+CROSS_FITTED = "embeds/train_cross_fitted.safetensors"  # of an encoder trained with cross_fit
 RIDGE_MONITOR = "val/prior_cosine"
 # Trainer flags that would leave no epoch to publish, or one chosen on something else than the whole validation split.
 NEEDED_FLAGS: dict[str, tuple[Any, ...]] = {
@@ -119,6 +120,11 @@ def check_upstream(cfg: TrainPriorConfig, encoder_dir: Path) -> Upstream:
         raise ArtifactError(
             f"{encoder_dir} was trained with image_projection={manifest.interface['projection']}, so its "
             f"embeddings lie in a learned space and not in that of {cfg.target.name!r}: train an encoder without one."
+        )
+    if cfg.embeds == "cross_fitted" and CROSS_FITTED not in manifest.outputs:
+        raise ArtifactError(
+            f"embeds is 'cross_fitted', but {encoder_dir} has no {CROSS_FITTED}: train the encoder with cross_fit=5 in "
+            "another run directory (RUN=…, --run …), or set embeds to in_sample."
         )
     inputs = {"encoder": input_record(encoder_dir)}
     if (targets / "manifest.json").is_file():

@@ -157,6 +157,7 @@ def write_results(
         "test_subjects": data.test_subjects,
         "selection": dict(selection),
         "prior": cfg.prior.name,
+        "embeds": cfg.embeds,
         **to_dict(cfg.sample),
         "shuffled": "the true embedding of the picture half the validation split away",
         "retrieval": "cosine, galleries of one picture a held-out concept",
