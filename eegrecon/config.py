@@ -17,24 +17,32 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eegrecon.config_choice import Choice
 from eegrecon.config_data import check_data, subject_override
 from eegrecon.config_objective import LossConfig, TargetConfig
+from eegrecon.config_prior import (
+    DENOISERS,
+    PRIORS,
+    REGRESSORS,
+    SCHEDULERS,
+    DiffusionConfig,
+    RegressionConfig,
+    SampleConfig,
+    ScheduleConfig,
+)
 from eegrecon.config_schema import (
     ENCODERS,
     GENERATORS,
     IMAGE_PROJECTIONS,
     LATENT_HEADS,
     OPTIMS,
-    PRIORS,
     PROTOCOLS,
     REGIONS,
     SOURCES,
     STAGES,
     TARGET_MODELS,
     BrainConfig,
-    Choice,
     DataConfig,
-    DiffusionConfig,
     EvaluateConfig,
     ExtractTargetsConfig,
     HardwareConfig,
@@ -42,8 +50,6 @@ from eegrecon.config_schema import (
     PocketWeightsConfig,
     PrepareDataConfig,
     ReconstructConfig,
-    SampleConfig,
-    ScheduleConfig,
     SetConfig,
     SplitConfig,
     StageSpec,
@@ -69,6 +75,7 @@ from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, Se
 from eegrecon.errors import ConfigError
 
 __all__ = [
+    "DENOISERS",
     "ENCODERS",
     "GENERATORS",
     "IMAGE_PROJECTIONS",
@@ -77,6 +84,8 @@ __all__ = [
     "PRIORS",
     "PROTOCOLS",
     "REGIONS",
+    "REGRESSORS",
+    "SCHEDULERS",
     "SOURCES",
     "STAGES",
     "TARGET_MODELS",
@@ -95,6 +104,7 @@ __all__ = [
     "PocketWeightsConfig",
     "PrepareDataConfig",
     "ReconstructConfig",
+    "RegressionConfig",
     "SampleConfig",
     "ScheduleConfig",
     "SelectConfig",

@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from eegrecon.config_choice import Choice
 from eegrecon.config_objective import LossConfig, TargetConfig
+from eegrecon.config_prior import PRIORS, DiffusionConfig, RegressionConfig, SampleConfig, ScheduleConfig
 from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
 
 ENCODERS = {
@@ -32,7 +34,6 @@ IMAGE_PROJECTIONS = {
     "linear": "eegrecon.models.image_projection:LinearProjection",
     "mlp": "eegrecon.models.image_projection:MLPProjection",
 }
-PRIORS = {"unet": "eegrecon.models.priors.unet:PriorUNet"}
 GENERATORS = {"sdxl": "eegrecon.models.generators.sdxl:SDXLGenerator"}
 # Whose trials train and whose are tested: see `DataConfig`.
 PROTOCOLS = ("within_subject", "leave_one_subject_out", "joint")
@@ -55,14 +56,6 @@ SOURCES = {
     "meg_fif": "eegrecon.data.things_meg:meg_fif",
     "meg_pkl": "eegrecon.data.things_meg:meg_pkl",
 }
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One thing chosen by name from a registry, with its constructor's arguments."""
-
-    name: str = MISSING
-    args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,40 +176,6 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """The prior's noise schedule and objective (diffusers' names)."""
-
-    prediction_type: str = field(default="epsilon", metadata={"choices": ("epsilon", "v_prediction", "sample")})
-    num_train_timesteps: int = field(default=1000, metadata={"minimum": 1})
-    # Not the cosine schedule with epsilon: its last step holds no signal, so a noise error divided by it explodes.
-    beta_schedule: str = field(default="linear", metadata={"choices": ("linear", "scaled_linear", "squaredcos_cap_v2")})
-    cond_drop: float = field(default=0.1, metadata={"minimum": 0, "maximum": 1})
-    # Standard deviation of noise on the standardised condition in training, against exposure bias; 0: off.
-    cond_noise: float = field(default=0.0, metadata={"minimum": 0})
-    # Moving average of the weights per step; 0: off. If on, the average is validated and exported.
-    ema_decay: float = field(default=0.0, metadata={"minimum": 0})
-    target_scale: str = field(default="std", metadata={"choices": ("std", "none")})
-    # "unit" reads only the direction of EEG embeddings: their length depends on how many trials were averaged.
-    cond_scale: str = field(default="unit", metadata={"choices": ("unit", "std")})
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over steps: linear warm-up, then constant or a cosine to zero."""
-
-    name: str = field(default="constant", metadata={"choices": ("constant", "cosine")})
-    warmup_steps: int = field(default=0, metadata={"minimum": 0})
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """How the prior is sampled."""
-
-    guidance_scale: float = field(default=2.0, metadata={"minimum": 0})
-    num_inference_steps: int = field(default=50, metadata={"minimum": 1})
-
-
-@dataclass(frozen=True)
 class PrepareDataConfig:
     """`prepare-data`: pictures and trial stores."""
 
@@ -268,6 +227,9 @@ class TrainEncoderConfig:
     # The linear baseline: ridge beside the encoder, on means over so many consecutive samples.
     baseline_ridge: bool = True
     baseline_samples_per_bin: int = field(default=1, metadata={"minimum": 1})
+    # K: train K more encoders, each without one of K groups of training concepts, to embed that group's training rows;
+    # what `train-prior` reads with `embeds: cross_fitted`. K + 1 times the training. 0: none.
+    cross_fit: int = field(default=0, metadata={"minimum": 0})
     # The control: pictures re-assigned among training and validation images by a seeded permutation.
     permute_labels: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -280,8 +242,12 @@ class TrainPriorConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    # The training rows' EEG embeddings: of the encoder that trained on them, or of those that did not (`cross_fit` of
+    # train-encoder). Validation's are always those of the encoder itself.
+    embeds: str = field(default="in_sample", metadata={"choices": ("in_sample", "cross_fitted")})
     prior: Choice = field(default_factory=Choice, metadata={"registry": PRIORS})
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

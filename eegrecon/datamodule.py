@@ -64,8 +64,7 @@ class ThingsDataModule(lightning.LightningDataModule):
     and `setup("validate")` open training files of the subjects that are trained on, and nothing else.
 
     Args:
-        stage: Who asks.
-        images_root: The set's folder (with `images.json` and the trial stores).
+        stage, images_root: Who asks; the set's folder (with `images.json` and the trial stores).
         trial_dirs: Trial stores of the subjects that are trained on (`data.trial_dir`).
         target_dirs: Key in the batch to target store; "image" is the embedding that is predicted.
         fusion: Stores appended to "image" (see `open_targets`), each with whether its rows are divided by their norm.
@@ -74,21 +73,20 @@ class ThingsDataModule(lightning.LightningDataModule):
         protocol: `within_subject`, `leave_one_subject_out` or `joint` (see `DataConfig`).
         test_subject: Whose test trials are opened by the stages that may; default: those of `trial_dirs`. One that is
             left out must be named, and its store is opened by no other stage.
-        split_seed: See `data.splits`.
+        split_seed, fold: See `data.splits`; (k, K): train without the k-th of K groups of training concepts.
         repetitions: Training rows are trials ("each"), averages over a picture's trials ("average") or over k of them
             ({"average": k}, see `GroupMeans`); validation and test are always averaged.
-        sessions: Recording sessions whose trials are used.
-        keep_repetitions: Repetitions that are used: numbers from 0, or k for the first k.
+        sessions, keep_repetitions: What is used: numbers of recording sessions; of repetitions from 0, or the first k.
         budget: So many training trials of each subject and no more (see `data.budget`); None: all.
         window: [start, stop) in seconds from picture onset.
         channels: "all", names in the order wanted, or {"region": one or more regions}.
         l2_normalise: Keys of `target_dirs` whose vectors are divided by their norm.
-        batch_size: Rows of one step over all processes.
-        num_workers: Loader processes; no batch depends on it.
+        batch_size, num_workers: Rows of one step over all processes; loader processes, on which no batch depends.
         on_device: Whether training and validation rows are put on the trainer's device once ("auto": if they take at
             most half of its free memory), which changes no batch.
         seed: The run's seed; decides the order of training rows and the groups of k (and the permutation of labels).
-        upstream: For the prior: the encoder's directory, whose `embeds/{train,val}.safetensors` are read.
+        upstream, train_embeds: For the prior: the encoder's directory, of which `embeds/val.safetensors` is read and,
+            for training, the file of this name beside it.
         permute_labels: The control: pictures are re-assigned by a seeded permutation, among the training pictures and
             among the validation pictures separately; image_index, concept_index and targets follow the new picture.
 
@@ -110,6 +108,7 @@ class ThingsDataModule(lightning.LightningDataModule):
         protocol: str = "within_subject",
         test_subject: int | None = None,
         split_seed: int = 0,
+        fold: tuple[int, int] | None = None,
         repetitions: Literal["each", "average"] | Mapping[str, int] = "each",
         sessions: Sessions = "all",
         keep_repetitions: Repetitions = "all",
@@ -122,6 +121,7 @@ class ThingsDataModule(lightning.LightningDataModule):
         on_device: Literal["auto"] | bool = "auto",
         seed: int = 0,
         upstream: Path | None = None,
+        train_embeds: str = "train",
         permute_labels: bool = False,
     ) -> None:
         super().__init__()
@@ -135,8 +135,8 @@ class ThingsDataModule(lightning.LightningDataModule):
             raise ConfigError("The data module needs the trial store of at least one subject.")
         self.stage, self.repetitions, self.batch_size, self.num_workers = stage, repetitions, batch_size, num_workers
         self.seed, self.upstream, self.permute_labels, self.on_device = seed, upstream, permute_labels, on_device
-        self._average = averaging_of(repetitions)
-        self._split_args = {"protocol": protocol, "val_concepts": val_concepts, "split_seed": split_seed}
+        self._average, self._train_embeds = averaging_of(repetitions), train_embeds
+        self._split_args = {"protocol": protocol, "val_concepts": val_concepts, "split_seed": split_seed, "fold": fold}
         self._selection: dict[str, Any] = {"channels": channels, "window": list(window)}
         self._selection |= {"sessions": sessions, "repetitions": keep_repetitions}
         self.images = ImageSet.from_root(images_root)
@@ -317,7 +317,7 @@ class ThingsDataModule(lightning.LightningDataModule):
 
     def _embeds(self, part: str) -> RowDataset:
         assert self.upstream is not None
-        path = Path(self.upstream) / "embeds" / f"{part}.safetensors"
+        path = Path(self.upstream) / "embeds" / f"{self._train_embeds if part == 'train' else part}.safetensors"
         columns = embedded_rows(path, part, getattr(self.split, part), self.targets["image"])
         if part == "val":
             columns["gallery"] = torch.isin(columns["image_index"], self.gallery)

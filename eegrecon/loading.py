@@ -1,5 +1,6 @@
 """From a stage directory to the ready network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eegrecon.artifacts import read_manifest
-from eegrecon.config import ENCODERS, IMAGE_PROJECTIONS, LATENT_HEADS, PRIORS, Choice, parse_yaml
+from eegrecon.config import DENOISERS, ENCODERS, IMAGE_PROJECTIONS, LATENT_HEADS, PRIORS, Choice, parse_yaml
 from eegrecon.diffusion.objectives import build_scheduler
-from eegrecon.diffusion.scaled import ScaledPrior
+from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
 from eegrecon.errors import ArtifactError
 from eegrecon.manifest import Manifest
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.registry import resolve
+
+# Keys of `diffusion` that `build_scheduler` takes.
+SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule", "clip_sample")
 
 
 @dataclass(frozen=True)
 class LoadedStage:
     """A stage's network, rebuilt (eval mode, float32), with its manifest and resolved config.
 
-    `network` is an `AlignedEncoder` (which holds the latent head, if any) or a `ScaledPrior`.
+    `network` is an `AlignedEncoder` (which holds the latent head, if any) or a prior (`ScaledPrior`, `PointPrior`).
     """
 
     network: nn.Module
@@ -40,7 +44,8 @@ def load(stage_dir: str | Path, device: str = "cpu") -> nn.Module:
 
     Returns:
         The `AlignedEncoder` (`forward(eeg (b, n_chans, n_times) in the trial store's unit, subject (b,)) -> (b, dim)`)
-        or the `ScaledPrior` (`sample(eeg_embeds (b, dim), generators=…, guidance_scale=…, num_inference_steps=…)`).
+        or the prior, whichever `prior.name` it is
+        (`sample(eeg_embeds (b, dim), generators=…, guidance_scale=…, num_inference_steps=…)`).
 
     Raises:
         ArtifactError: The directory is unfinished, was tampered with, or does not hold the network its config names.
@@ -99,12 +104,32 @@ def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor])
             logit_bias=0.0 if "logit_bias" in state else None,
         )
     if manifest.stage == "train-prior":
-        options = config["diffusion"]
-        names = ("prediction_type", "num_train_timesteps", "beta_schedule")
-        scheduler = build_scheduler(**{name: options[name] for name in names})
-        network = resolve(PRIORS, Choice(**config["prior"]), dim=dim, cond_dim=dim)
-        return ScaledPrior(network, scheduler, dim=dim, cond_dim=dim)
+        return build_prior(config, dim=dim, cond_dim=dim)
     raise ArtifactError(f"A {manifest.stage} directory holds no network to load.")
+
+
+def build_prior(config: Mapping[str, Any], *, dim: int, cond_dim: int) -> ScaledPrior | PointPrior:
+    """The prior that a `train-prior` config names, untrained and unscaled; it samples as `sample.scheduler` says.
+
+    Args:
+        config: The whole config as plain values; keys of `diffusion` and `sample` that an older one lacks take their
+            defaults.
+        dim: Size of the image embedding.
+        cond_dim: Size of the EEG embedding.
+
+    Raises:
+        ConfigError: A name or an argument does not fit.
+        ValueError: The noise schedule cannot work.
+    """
+    choice = Choice(**config["prior"])
+    network = resolve(PRIORS, choice, dim=dim, cond_dim=cond_dim)
+    if choice.name not in DENOISERS:
+        return PointPrior(network, dim=dim, cond_dim=cond_dim)
+    options = {name: value for name, value in config["diffusion"].items() if name in SCHEDULE}
+    prior = ScaledPrior(network, build_scheduler(**options), dim=dim, cond_dim=cond_dim)
+    if "scheduler" in config["sample"]:
+        prior.use_scheduler(Choice(**config["sample"]["scheduler"]))
+    return prior
 
 
 def _fact(manifest: Manifest, group: str, name: str) -> Any:

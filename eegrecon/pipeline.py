@@ -89,7 +89,9 @@ class EEGToImagePipeline:
             DataError: The generator's weights are not on this machine.
         """
         plan = read_plan(locate(source, revision=revision, cache_dir=cache_dir), generator_args)
-        encoder, prior = load(plan.home / "encoder"), load(plan.home / "prior")
+        encoder = load(plan.home / "encoder")
+        prior: Any = load(plan.home / "prior")
+        prior.use_scheduler(plan.sample.scheduler, plan.sample.num_inference_steps)
         image_generator = resolve(GENERATORS, plan.generator)
         if wrong := mismatches(image_generator, plan.interface):
             raise ArtifactError(
@@ -279,8 +281,8 @@ class EEGToImagePipeline:
         _at_least(0, prior_guidance_scale=guidance_scale)
         subjects = subject_ids(subject, len(trials))
         noise = noise_of(generator, subjects, num_images_per_trial)
-        scale = self.plan.guidance_scale if guidance_scale is None else float(guidance_scale)
-        steps = self.plan.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.plan.sample.guidance_scale if guidance_scale is None else float(guidance_scale)
+        steps = self.plan.sample.num_inference_steps if num_inference_steps is None else num_inference_steps
         eeg_embeds, image_embeds = [], []
         with _enough_memory("fewer trials in one call"):
             for start in range(0, len(trials), EMBED_ROWS):

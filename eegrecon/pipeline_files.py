@@ -6,6 +6,7 @@ what they are), `pipeline.json` and a model card. The generator's weights are na
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 from eegrecon import __version__
 from eegrecon.artifacts import CONFIG, MANIFEST, Manifest, input_record, read_manifest, sha256_file, write_json
-from eegrecon.config import Choice, parse_yaml
+from eegrecon.config import Choice, SampleConfig, parse_yaml
 from eegrecon.data.epochs import EEGFormat
 from eegrecon.errors import ArtifactError
 
@@ -35,8 +36,7 @@ class Plan:
     Attributes:
         home: The run or the saved pipeline.
         generator: Name and arguments of the picture generator.
-        guidance_scale: How the prior is sampled by default.
-        num_inference_steps: Likewise.
+        sample: How the prior is sampled by default.
         batch_size: Pictures made together by default.
         stages: sha256 of each stage's manifest.
         eeg: What the encoder was trained on.
@@ -46,8 +46,7 @@ class Plan:
 
     home: Path
     generator: Choice
-    guidance_scale: float
-    num_inference_steps: int
+    sample: SampleConfig
     batch_size: int
     stages: dict[str, str]
     eeg: EEGFormat
@@ -111,8 +110,7 @@ def read_plan(home: Path, generator_args: Mapping[str, Any] | None = None) -> Pl
         plan = Plan(
             home=home,
             generator=choice,
-            guidance_scale=float(says["sample"]["guidance_scale"]),
-            num_inference_steps=int(says["sample"]["num_inference_steps"]),
+            sample=_sampling(says["sample"]),
             batch_size=int(says["batch_size"]),
             stages=hashes,
             eeg=EEGFormat.from_manifest(manifests["encoder"].data),
@@ -122,6 +120,12 @@ def read_plan(home: Path, generator_args: Mapping[str, Any] | None = None) -> Pl
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} does not say how pictures are made ({error!r}): make it again.") from error
     return plan
+
+
+def _sampling(says: Mapping[str, Any]) -> SampleConfig:
+    """The block `sample`; what was written before the scheduler could be chosen used the default one."""
+    chosen = {"scheduler": Choice(**says["scheduler"])} if "scheduler" in says else {}
+    return SampleConfig(float(says["guidance_scale"]), int(says["num_inference_steps"]), **chosen)
 
 
 def _saved(home: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
             "schema": SCHEMA,
             "eegrecon": __version__,
             "generator": {"name": generator.name, "args": args},
-            "sample": {"guidance_scale": plan.guidance_scale, "num_inference_steps": plan.num_inference_steps},
+            "sample": dataclasses.asdict(plan.sample),
             "batch_size": plan.batch_size,
             "eeg": plan.eeg.describe(),
             "interface": plan.interface,

@@ -15,6 +15,7 @@ from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, TrialStore, 
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.models.encoders.ridge import Ridge, fit_ridge
 from eegrecon.models.encoders.wrapper import AlignedEncoder
+from eegrecon.models.priors.linear import NoPrior
 from eegrecon.models.priors.unet import PriorUNet
 from tests.builders import build_tiny_set
 from tests.builders_sdxl import tiny_sdxl
@@ -22,7 +23,9 @@ from tests.builders_sdxl import tiny_sdxl
 PRIOR_ARGS = {"hidden": [16, 8], "time_embed_dim": 8, "dropout": 0.0}
 
 
-def build_run(root: Path, run: Path, *, permute_labels: bool = False, set_name: str = "pocket") -> Path:
+def build_run(
+    root: Path, run: Path, *, permute_labels: bool = False, set_name: str = "pocket", prior: str = "unet"
+) -> Path:
     """Fit ridge on the tiny set's averaged training trials and keep it as the encoder; the prior is random.
 
     Args:
@@ -30,6 +33,7 @@ def build_run(root: Path, run: Path, *, permute_labels: bool = False, set_name: 
         run: The run directory.
         permute_labels: Fit to permuted pictures and say so in the config.
         set_name: Name of the set.
+        prior: unet with random weights, or none.
     """
     set_root = root / set_name
     images = ImageSet.from_root(set_root)
@@ -73,7 +77,8 @@ def build_run(root: Path, run: Path, *, permute_labels: bool = False, set_name: 
         outputs={"model.safetensors": {}, "baseline_ridge.safetensors": {}},
     )
     write_manifest(encoder, manifest)
-    _build_prior(run, store, data, [*shared, f"prior.args={PRIOR_ARGS}"], experiments)
+    choice = f"prior.args={PRIOR_ARGS}" if prior == "unet" else f"prior.name={prior}"
+    _build_prior(run, store, data, [*shared, choice], experiments)
     return run
 
 
@@ -81,7 +86,8 @@ def _build_prior(run: Path, store: TargetStore, data: dict, overrides: list[str]
     cfg = load("train-prior", file=experiments / "prior.yaml", overrides=overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = PriorUNet(store.dim, store.dim, **PRIOR_ARGS)
+        unet = cfg.prior.name == "unet"
+        network = PriorUNet(store.dim, store.dim, **PRIOR_ARGS) if unet else NoPrior(store.dim, store.dim)
     prior = run / "prior"
     prior.mkdir()
     (prior / "config.yaml").write_text(to_yaml(cfg))

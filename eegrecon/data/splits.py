@@ -80,6 +80,37 @@ def held_out_concepts(n_concepts: int, val_concepts: int, split_seed: int = 0) -
     return sorted(np.random.default_rng(split_seed).permutation(n_concepts)[:val_concepts].tolist())
 
 
+def concept_folds(n_concepts: int, folds: int, split_seed: int = 0) -> list[int]:
+    """Which of `folds` groups each training concept belongs to, 0…folds − 1, in THINGS order; sizes differ by one.
+
+    Drawn from `split_seed` and `folds`: the same for every subject and run.
+
+    Raises:
+        ConfigError: There are fewer than two groups, or more than concepts.
+
+    >>> concept_folds(7, 3)
+    [2, 0, 1, 1, 0, 2, 0]
+    """
+    if not 2 <= folds <= n_concepts:
+        raise ConfigError(
+            f"cross_fit is {folds}, but it must be at least 2 and at most {n_concepts}, the number of concepts that "
+            "are trained on."
+        )
+    found = np.empty(n_concepts, dtype=np.int64)
+    found[np.random.default_rng((split_seed, folds)).permutation(n_concepts)] = np.arange(n_concepts) % folds
+    return found.tolist()
+
+
+def picture_folds(images: ImageSet, pictures: np.ndarray, folds: int, split_seed: int = 0) -> np.ndarray:
+    """`concept_folds` of the concepts that these training pictures show, for each picture, (n,) int64.
+
+    Raises:
+        ConfigError: As `concept_folds`.
+    """
+    concepts, which = np.unique(images.concept_index[pictures], return_inverse=True)
+    return np.array(concept_folds(len(concepts), folds, split_seed), dtype=np.int64)[which]
+
+
 def check_subjects(protocol: str, subjects: Sequence[int], test_subject: int | None) -> None:
     """Check that the protocol, the subjects that are trained on and the one that is tested go together.
 
@@ -112,6 +143,7 @@ def make_split(
     subject: int | list[int] | tuple[int, ...],
     val_concepts: int,
     split_seed: int = 0,
+    fold: tuple[int, int] | None = None,
 ) -> Split:
     """Hold out whole training concepts for validation; which ones, `held_out_concepts` says.
 
@@ -124,6 +156,7 @@ def make_split(
         subject: Whose trials train and validate; one number or several.
         val_concepts: How many concepts to hold out; 0 for none.
         split_seed: Which draw.
+        fold: (k, K): training also leaves out fold k of the K of `picture_folds`; validation and test stay.
 
     Raises:
         ConfigError: The protocol is not known, does not fit the subjects, or too many concepts are asked for.
@@ -147,7 +180,10 @@ def make_split(
             f"Of the {val_concepts} validation concepts of the set {set!r}, subject {', '.join(map(str, subjects))} "
             f"has trials for {len(found)} only: choose another data.split.split_seed or complete the trials."
         )
-    parts = {"train": index[~is_val], "val": index[is_val], "test": images.test_index}
+    train = index[~is_val]
+    if fold is not None:
+        train = train[picture_folds(images, train, fold[1], split_seed) != fold[0]]
+    parts = {"train": train, "val": index[is_val], "test": images.test_index}
     return Split(
         set=set,
         protocol=protocol,

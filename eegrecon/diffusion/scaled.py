@@ -1,21 +1,24 @@
-"""`ScaledPrior`: a prior network with the standardisation of its two spaces. What stage 2's weights file holds."""
+"""A prior network with the standardisation of its two spaces: what stage 2's weights file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eegrecon.diffusion.samplers import sample_embeds
+from eegrecon.diffusion.schedulers import Solver, build_solver
+from eegrecon.errors import ConfigError
 
 TARGET_SCALES = ("std", "none")
 COND_SCALES = ("unit", "std")
 
 
-class ScaledPrior(nn.Module):
-    """Network, schedule and the affine maps from data to the space in which noise is added.
+class ScaledNetwork(nn.Module):
+    """A network and the affine maps from data to the space it works in; `ScaledPrior` and `PointPrior` sample from it.
 
     Diffusion adds noise of variance 1 per dimension, so a target must have about that variance. L2-normalised vectors
     have variance `1 / dim`: unscaled, a 1024-d CLIP vector has a standard deviation of 0.03 and drowns in the first
@@ -34,8 +37,7 @@ class ScaledPrior(nn.Module):
     `(cond_dim,)`, `cond_unit` `()` bool. Before `fit` they are 0, 1 and false.
 
     Args:
-        network: See `diffusion.objectives.PriorNetwork`.
-        scheduler: From `diffusion.objectives.build_scheduler`.
+        network: The network.
         dim: Size of the target.
         cond_dim: Size of the condition.
     """
@@ -46,9 +48,9 @@ class ScaledPrior(nn.Module):
     cond_scale: Tensor
     cond_unit: Tensor
 
-    def __init__(self, network: nn.Module, scheduler: Any, *, dim: int, cond_dim: int) -> None:
+    def __init__(self, network: nn.Module, *, dim: int, cond_dim: int) -> None:
         super().__init__()
-        self.network, self.scheduler, self.dim, self.cond_dim = network, scheduler, int(dim), int(cond_dim)
+        self.network, self.dim, self.cond_dim = network, int(dim), int(cond_dim)
         for name, size in (("target", self.dim), ("cond", self.cond_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -99,6 +101,54 @@ class ScaledPrior(nn.Module):
     def _directed(self, eeg_embeds: Tensor) -> Tensor:
         return torch.where(self.cond_unit, nn.functional.normalize(eeg_embeds, dim=-1), eeg_embeds)
 
+
+class ScaledPrior(ScaledNetwork):
+    """A diffusion prior: network, noise schedule and scaling.
+
+    Args:
+        network: See `diffusion.objectives.PriorNetwork`.
+        scheduler: From `diffusion.objectives.build_scheduler`: it trains and, until `use_scheduler`, samples.
+        dim: Size of the target.
+        cond_dim: Size of the condition.
+    """
+
+    def __init__(self, network: nn.Module, scheduler: Any, *, dim: int, cond_dim: int) -> None:
+        super().__init__(network, dim=dim, cond_dim=cond_dim)
+        self.scheduler, self.solver = scheduler, Solver(scheduler)
+
+    def use_scheduler(self, choice: Any, num_inference_steps: int | None = None) -> None:
+        """Sample with another scheduler from now on; the one that was trained with stays `scheduler`.
+
+        Args:
+            choice: `name` and `args`, see `diffusion.schedulers.build_solver`.
+            num_inference_steps: If given, so many steps are tried out on one number.
+
+        Raises:
+            ConfigError: It does not fit, or cannot make these steps.
+        """
+        self.solver = build_solver(self.scheduler, choice)
+        if num_inference_steps is None:
+            return
+        try:
+            sampled = sample_embeds(
+                lambda noisy, *_: torch.zeros_like(noisy),
+                self.solver.scheduler,
+                None,
+                dim=1,
+                generators=[torch.Generator().manual_seed(0)],
+                num_inference_steps=num_inference_steps,
+                step_args=self.solver.step_args,
+            )
+        except (ArithmeticError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+        else:
+            problem = "" if bool(sampled.isfinite().all()) else "it ends in NaN or infinite numbers"
+        if problem:
+            raise ConfigError(
+                f"sample.scheduler {choice.name!r} with {choice.args} cannot make {num_inference_steps} steps for the "
+                f"prediction type {self.scheduler.config.prediction_type!r}: {problem.rstrip('.')}."
+            )
+
     @torch.no_grad()
     def sample(
         self,
@@ -107,30 +157,80 @@ class ScaledPrior(nn.Module):
         generators: Sequence[torch.Generator],
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
+        network: nn.Module | None = None,
     ) -> Tensor:
         """Samples image embeddings for EEG embeddings; see `diffusion.samplers.sample_embeds`.
 
         Args:
             eeg_embeds: `(b, cond_dim)` as the encoder stage exports them.
             generators: One per row (`diffusion.samplers.row_generators`).
-            guidance_scale: 0 unconditional, 1 conditional, more guided.
+            guidance_scale: 0 unconditional, 1 conditional, more guided; the paper's w plus 1.
             num_inference_steps: Denoising steps.
+            network: Another than its own, such as the moving average of its weights.
 
         Returns:
             `pred_image_embeds (b, dim)` in the target's own, un-standardised space.
         """
-        was_training = self.network.training
-        self.network.eval()
-        try:
+        with evaluating(self.network if network is None else network) as chosen:
             sampled = sample_embeds(
-                self.network,
-                self.scheduler,
+                chosen,
+                self.solver.scheduler,
                 self.standardise_cond(eeg_embeds),
                 dim=self.dim,
                 generators=generators,
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
+                step_args=self.solver.step_args,
             )
-        finally:
-            self.network.train(was_training)
         return self.restore_target(sampled)
+
+
+class PointPrior(ScaledNetwork):
+    """A prior that says one embedding a condition: `mlp`, `ridge` and `none`, called like a diffusion prior.
+
+    Args:
+        network: `eeg_embeds (b, cond_dim) -> (b, dim)`, both standardised.
+        dim: Size of the target.
+        cond_dim: Size of the condition.
+    """
+
+    def use_scheduler(self, choice: Any, num_inference_steps: int | None = None) -> None:
+        """Ignored: there are no steps; see `sample`."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        eeg_embeds: Tensor,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        network: nn.Module | None = None,
+    ) -> Tensor:
+        """The image embedding of each EEG embedding; every draw is the same.
+
+        What only a diffusion has is taken, so that whoever calls a prior need not ask which one it is, and ignored.
+
+        Args:
+            eeg_embeds: `(b, cond_dim)` as the encoder stage exports them.
+            generators: Ignored: nothing is drawn.
+            guidance_scale: Ignored: there is no unconditional half.
+            num_inference_steps: Ignored: there is one step.
+            network: Another than its own, such as the moving average of its weights.
+
+        Returns:
+            `pred_image_embeds (b, dim)` in the target's own, un-standardised space.
+        """
+        with evaluating(self.network if network is None else network) as chosen:
+            return self.restore_target(chosen(self.standardise_cond(eeg_embeds)))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in eval mode, and afterwards in the mode it had."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield network
+    finally:
+        network.train(was_training)

@@ -11,16 +11,16 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from eegrecon.diffusion.objectives import draw_training, prior_loss, training_target
-from eegrecon.diffusion.samplers import row_generators, sample_embeds, stable_seed
-from eegrecon.diffusion.scaled import ScaledPrior
+from eegrecon.diffusion.samplers import row_generators, stable_seed
+from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
+from eegrecon.modules.prior_objectives import PriorObjective
 
 LR_SCHEDULES = ("constant", "cosine")
-_LOSS_DRAWS = 8  # timesteps per validation row, stratified over the schedule; a row's draws are the same every epoch
+_LOSS_STREAM = 0x4C4F5353  # keeps a validation row's loss draws apart from those of its sample
 
 
 class PriorModule(lightning.LightningModule):
-    """Trains a `diffusion.scaled.ScaledPrior` on batches `{eeg_embeds, image_embeds, subject, image_index}`.
+    """Trains and validates a prior on batches `{eeg_embeds, image_embeds, subject, image_index}`.
 
     All randomness but dropout is derived from `seed` and, in training, from epoch and batch, in validation from each
     row's subject and image: independent of device count, batch size and resumption. Validation noise and timesteps are
@@ -28,14 +28,13 @@ class PriorModule(lightning.LightningModule):
 
     **Exposure bias.** The encoder has seen its training pictures, so its training embeddings are better than any it
     will make of new EEG, and a prior trained on them trusts its condition too much (the authors admit it in
-    EEG_Image_decode issue 8). `cond_noise` blurs training conditions to counter it; validation concepts were held out
-    from the encoder as well, so the validation scores show whether it helps.
+    EEG_Image_decode issue 8). The objective's `cond_noise` blurs training conditions to counter it; validation concepts
+    were held out from the encoder as well, so the validation scores show whether it helps.
 
     Args:
         prior: The network with its scaling, already fitted.
+        objective: What it is trained for; its loss is also validated.
         optimizer: Called with the parameters to train, returns the optimiser.
-        cond_drop: Probability of dropping a row's condition in training, in [0, 1].
-        cond_noise: Standard deviation of Gaussian noise on the standardised condition in training; 0 is off.
         ema_decay: Weights' moving average per step, in [0, 1); 0 is off. If on, the average is validated and exported.
         lr_schedule: "constant" or "cosine" (to 0 at the last step).
         warmup_steps: Linear warm-up of the learning rate.
@@ -49,11 +48,10 @@ class PriorModule(lightning.LightningModule):
 
     def __init__(
         self,
-        prior: ScaledPrior,
+        prior: ScaledPrior | PointPrior,
+        objective: PriorObjective,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        cond_drop: float = 0.1,
-        cond_noise: float = 0.0,
         ema_decay: float = 0.0,
         lr_schedule: str = "constant",
         warmup_steps: int = 0,
@@ -62,18 +60,14 @@ class PriorModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0.0 <= cond_drop <= 1.0:
-            raise ValueError(f"cond_drop is a probability in [0, 1], got {cond_drop}.")
-        if cond_noise < 0.0:
-            raise ValueError(f"cond_noise is a standard deviation of at least 0, got {cond_noise}.")
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {lr_schedule!r}.")
-        self.prior = prior
+        self.prior, self.objective = prior, objective
         self.ema_network = copy.deepcopy(prior.network).requires_grad_(False) if ema_decay else None
         self.make_optimizer = optimizer
-        self.cond_drop, self.cond_noise, self.ema_decay = cond_drop, cond_noise, ema_decay
+        self.ema_decay = ema_decay
         self.lr_schedule, self.warmup_steps = lr_schedule, warmup_steps
         self.guidance_scale, self.num_inference_steps = guidance_scale, num_inference_steps
         self.seed = seed
@@ -85,36 +79,21 @@ class PriorModule(lightning.LightningModule):
         return self.prior.network if self.ema_network is None else self.ema_network
 
     def exported_state(self) -> dict[str, Tensor]:
-        """State dict of the `ScaledPrior` to publish, `network.*` being `network`'s weights."""
+        """State dict of the prior to publish, `network.*` being `network`'s weights."""
         state = {key: value for key, value in self.prior.state_dict().items() if not key.startswith("network.")}
         return state | {f"network.{key}": value for key, value in self.network.state_dict().items()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One step on a batch: `{loss, n_trials}`."""
-        target = self.prior.standardise_target(batch["image_embeds"])
-        condition = self.prior.standardise_cond(batch["eeg_embeds"])
-        draws = draw_training(
-            len(target),
-            self.prior.dim,
-            self.prior.cond_dim,
-            num_train_timesteps=self.prior.scheduler.config.num_train_timesteps,
-            cond_drop=self.cond_drop,
+        loss = self.objective.training_loss(
+            self.prior,
+            batch["image_embeds"],
+            batch["eeg_embeds"],
             seed=stable_seed(self.seed, self.current_epoch, batch_idx),
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )
-        if self.cond_noise:
-            condition = condition + self.cond_noise * draws.cond_noise.to(condition)
-        loss = prior_loss(
-            self.prior.network,
-            self.prior.scheduler,
-            target,
-            condition,
-            noise=draws.noise.to(target),
-            timestep=draws.timestep.to(target.device),
-            cond_mask=draws.cond_mask.to(target.device),
-        )
-        return {"loss": loss, "n_trials": torch.tensor(len(target))}
+        return {"loss": loss, "n_trials": torch.tensor(len(batch["image_embeds"]))}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Updates the moving average once per optimiser step."""
@@ -134,42 +113,24 @@ class PriorModule(lightning.LightningModule):
 
         Scores need the whole split: `callbacks.prior.PriorScores` computes them from these rows.
         """
-        target = self.prior.standardise_target(batch["image_embeds"])
-        condition = self.prior.standardise_cond(batch["eeg_embeds"])
-        generators = row_generators(self.seed, batch["subject"].tolist(), batch["image_index"].tolist())
-        network = self.network
-        sampled = sample_embeds(
-            network,
-            self.prior.scheduler,
-            condition,
-            dim=self.prior.dim,
-            generators=generators,
+        rows = (batch["subject"].tolist(), batch["image_index"].tolist())
+        sampled = self.prior.sample(
+            batch["eeg_embeds"],
+            generators=row_generators(self.seed, *rows),
             guidance_scale=self.guidance_scale,
             num_inference_steps=self.num_inference_steps,
+            network=self.network,
+        )
+        # Streams of their own: what a sampler draws must not change the noise of the loss.
+        generators = row_generators(self.seed, *rows, [_LOSS_STREAM] * len(sampled))
+        losses = self.objective.row_losses(
+            self.prior, self.network, batch["image_embeds"], batch["eeg_embeds"], generators
         )
         return {
-            "pred_image_embeds": self.prior.restore_target(sampled),
-            "prior_loss": self._row_losses(network, target, condition, generators),
+            "pred_image_embeds": sampled,
+            "prior_loss": losses,
             **{name: batch[name] for name in ("eeg_embeds", "image_embeds", "subject", "image_index")},
         }
-
-    def _row_losses(
-        self, network: nn.Module, target: Tensor, condition: Tensor, generators: list[torch.Generator]
-    ) -> Tensor:
-        """`(b,)` loss per row over `_LOSS_DRAWS` stratified timesteps."""
-        steps = self.prior.scheduler.config.num_train_timesteps
-        place = torch.stack([torch.rand(_LOSS_DRAWS, generator=g) for g in generators])
-        noise = torch.stack([torch.randn(_LOSS_DRAWS, self.prior.dim, generator=g) for g in generators]).to(target)
-        timestep = ((torch.arange(_LOSS_DRAWS) + place) / _LOSS_DRAWS * steps).long().clamp_max(steps - 1)
-        losses = [
-            nn.functional.mse_loss(
-                network(self.prior.scheduler.add_noise(target, noise[:, k], t), t, condition, None),
-                training_target(self.prior.scheduler, target, noise[:, k], t),
-                reduction="none",
-            ).mean(dim=1)
-            for k, t in enumerate(timestep.T.to(target.device))
-        ]
-        return torch.stack(losses).mean(dim=0)
 
     def configure_optimizers(self) -> Any:
         """Optimiser with warm-up and the chosen decay, per step."""

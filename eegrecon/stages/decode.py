@@ -6,6 +6,7 @@ A tool, not a stage: it needs no set and no config, and knows nothing of what wa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -179,7 +180,7 @@ def _write_record(pipe: EEGToImagePipeline, options: argparse.Namespace, folder:
         "file": {"path": str(path), "sha256": sha256_file(path)},
         "run": {"path": str(options.run), "manifests": plan.stages},
         "generator": {"name": plan.generator.name, "args": plan.generator.args},
-        "sample": {"guidance_scale": plan.guidance_scale, "num_inference_steps": plan.num_inference_steps},
+        "sample": dataclasses.asdict(plan.sample),
         "trials": n,
         **{name: getattr(options, name) for name in ("subject", "seed", "images")},
         "versions": package_versions(),

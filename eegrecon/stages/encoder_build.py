@@ -40,8 +40,12 @@ def target_names(cfg: Any) -> dict[str, str]:
     return names | {f"target.levels[{number}]": name for number, name in enumerate(cfg.target.levels)}
 
 
-def build_data(cfg: Any) -> ThingsDataModule:
+def build_data(cfg: Any, fold: tuple[int, int] | None = None) -> ThingsDataModule:
     """The data of stage 1; headers are read and checked, arrays are not.
+
+    Args:
+        cfg: `TrainEncoderConfig`.
+        fold: (k, K): without the training pictures of fold k of K.
 
     Raises:
         ConfigError: A choice does not fit.
@@ -55,6 +59,7 @@ def build_data(cfg: Any) -> ThingsDataModule:
         fusion=cfg.fusion_targets,
         loader=cfg.loader,
         permute_labels=cfg.permute_labels,
+        fold=fold,
     )
 
 

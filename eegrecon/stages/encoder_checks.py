@@ -29,7 +29,7 @@ def check_config(cfg: Any) -> None:
     Raises:
         ConfigError: Lists every problem.
     """
-    problems = [*_target_problems(cfg), *_loss_problems(cfg), *_training_problems(cfg)]
+    problems = [*_target_problems(cfg), *_loss_problems(cfg), *_training_problems(cfg), *_fold_problems(cfg)]
     if problems:
         raise ConfigError("This config cannot be trained: " + "; ".join(problems) + ".")
     check_args(lookup(OPTIMS, cfg.optim.name), cfg.optim, {"params": None})
@@ -145,6 +145,22 @@ def _training_problems(cfg: Any) -> list[str]:
         if cfg.trainer.get(name) not in (None, True):
             problems.append(f"trainer.{name} is set by the stage")
     return problems
+
+
+def _fold_problems(cfg: Any) -> list[str]:
+    if not cfg.cross_fit:
+        return []
+    problems = ["cross_fit is 1, but there must be at least 2 folds (0: none)"] if cfg.cross_fit == 1 else []
+    asked = {
+        "permute_labels": (cfg.permute_labels, "every fold would permute its pictures in its own way"),
+        "data.keep_minutes": (cfg.data.keep_minutes is not None, "a fold would take other trials instead of its own"),
+        "init.run": (bool(cfg.init.run), "that run has seen the concepts that a fold leaves out"),
+        "image_projection": (
+            cfg.image_projection.name != "none",
+            "every fold would learn a space of its own, which embeddings cannot share",
+        ),
+    }
+    return problems + [f"cross_fit cannot go with {key}: {why}" for key, (on, why) in asked.items() if on]
 
 
 def offered_monitors(cfg: Any) -> list[str]:

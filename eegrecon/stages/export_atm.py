@@ -156,6 +156,8 @@ def _check_encoder(stage: LoadedStage, directory: Path) -> None:
 def _check_prior(stage: LoadedStage, directory: Path) -> None:
     """Refuse what the official prior and its scheduler (ε-prediction, linear, 1000 steps) cannot compute."""
     network: Any = stage.network
+    if (name := stage.config["prior"]["name"]) != "unet":
+        raise ConfigError(f"{directory} holds the prior {name}, but only unet can be exported.")
     problems = []
     if not bool((network.target_mean == 0).all() and (network.target_scale == 1).all()):
         problems.append("its targets are scaled (diffusion.target_scale, to be none)")

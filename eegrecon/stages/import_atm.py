@@ -28,15 +28,10 @@ from eegrecon.artifacts import (
     write_manifest,
 )
 from eegrecon.config import config_hash, load, to_yaml
+from eegrecon.config_choice import Choice
 from eegrecon.config_objective import LossConfig, TargetConfig
-from eegrecon.config_schema import (
-    Choice,
-    DataConfig,
-    DiffusionConfig,
-    SplitConfig,
-    TrainEncoderConfig,
-    TrainPriorConfig,
-)
+from eegrecon.config_prior import DiffusionConfig
+from eegrecon.config_schema import DataConfig, SplitConfig, TrainEncoderConfig, TrainPriorConfig
 from eegrecon.config_training import InitConfig, LoaderConfig, SelectConfig
 from eegrecon.errors import ArtifactError, ConfigError, DataError
 

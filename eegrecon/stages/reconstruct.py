@@ -29,7 +29,7 @@ from eegrecon.artifacts import (
 )
 from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import ReconstructionWriter
-from eegrecon.config import GENERATORS, config_hash, parse_yaml, to_yaml
+from eegrecon.config import GENERATORS, config_hash, parse_yaml, to_dict, to_yaml
 from eegrecon.data import ImageSet, target_dir, trial_dir
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
@@ -197,7 +197,8 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
         baseline = load_ridge(upstream.encoder_dir, upstream.data)
         if baseline is not None:
             found["ridge_embeds"] = baseline(eeg, subject)
-        prior: Any = load(upstream.prior_dir)  # a ScaledPrior
+        prior: Any = load(upstream.prior_dir)
+        prior.use_scheduler(cfg.sample.scheduler, cfg.sample.num_inference_steps)
         draws = [
             prior.sample(
                 eeg_embeds,
@@ -230,7 +231,7 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
     )
     return {
         **shared,
-        "prior": {"guidance_scale": cfg.sample.guidance_scale, "num_inference_steps": cfg.sample.num_inference_steps},
+        "prior": to_dict(cfg.sample),
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
         "ceiling": "the generator on the seen pictures' own embeddings, with the same noise",
     }

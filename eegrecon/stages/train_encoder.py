@@ -1,13 +1,10 @@
 """`train-encoder`: stage 1, from training EEG to an encoder, its embeddings and a ridge baseline."""
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import save
 from torch import nn
 
@@ -24,43 +21,32 @@ from eegrecon.artifacts import (
     write_json,
     write_manifest,
 )
-from eegrecon.callbacks.average import MovingAverage
-from eegrecon.callbacks.monitoring import TrainingMonitor
-from eegrecon.callbacks.resume import EpochSeed
-from eegrecon.callbacks.retrieval import RetrievalCallback
 from eegrecon.config import config_hash, to_yaml
 from eegrecon.data.layout import target_dir
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.models.encoders.ridge import Ridge
-from eegrecon.models.encoders.wrapper import AlignedEncoder
-from eegrecon.stages.encoder_build import (
-    build_data,
-    build_module,
-    build_network,
-    build_objective,
-    interface_of,
-    target_names,
-)
+from eegrecon.stages.cross_fit import check_folds, claim_folds, cross_fit, remove_folds
+from eegrecon.stages.encoder_build import build_data, build_network, interface_of, target_names
 from eegrecon.stages.encoder_checks import check_config, check_targets
 from eegrecon.stages.encoder_scores import embed_part, print_val_scores, val_payload, val_ranks, val_retrieval
 from eegrecon.stages.encoder_start import initial_input, initial_run, start_from, training_text
+from eegrecon.stages.encoder_training import STAGE, build_trainer, fit_encoder
+from eegrecon.stages.prior_checks import CROSS_FITTED
 from eegrecon.stages.ridge_fit import fit_closed_form
 from eegrecon.stages.ridge_memory import check_ridge
-from eegrecon.stages.trainer import build_trainer as stage_trainer
-from eegrecon.stages.trainer import checkpoints, trained_manifest
+from eegrecon.stages.trainer import trained_manifest
 
-STAGE = "train-encoder"
 MODEL, BASELINE, METRICS = "model.safetensors", "baseline_ridge.safetensors", "metrics.json"
 RANKS = "ranks_val.safetensors"
 
 
 def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> Manifest:
-    """Train an encoder, or fit it in closed form if it is `ridge`.
+    """Train an encoder, or fit it in closed form if it is `ridge`; with `cross_fit`, then one for each fold.
 
     Writes `model.safetensors` (an `AlignedEncoder` at the selected epoch), `embeds/{train,val}.safetensors`,
-    `ranks_val.safetensors`, `metrics.json`, `tensorboard/`,
-    `baseline_ridge.safetensors` (a plain `Ridge` on EEG in the store's unit) if wanted
-    and, last, the manifest. A killed run continues from `checkpoints/last.ckpt`, as if it had never stopped.
+    `ranks_val.safetensors`, `metrics.json`, `tensorboard/`, if wanted `baseline_ridge.safetensors` (a plain `Ridge` on
+    EEG in the store's unit) and `embeds/train_cross_fitted.safetensors` and, last, the manifest. A killed run continues
+    from `checkpoints/last.ckpt` and from the fold it was at, as if it had never stopped.
 
     Args:
         cfg: `TrainEncoderConfig`.
@@ -84,19 +70,21 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     if is_rank_zero() and (overwrite or not (directory / MANIFEST).exists()):  # a finished run needs no memory
         check_ridge(cfg, data)
     inputs = input_records(cfg, data)
-    state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), inputs, overwrite)
-    if state == "up_to_date":
+    if open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), inputs, overwrite) == "up_to_date":
+        remove_folds(directory)  # a kill after the manifest may have left them
         return read_manifest(directory)
+    claim_folds(cfg, directory, inputs, overwrite)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     network = build_network(cfg, data)
     initial = initial_run(cfg, data, interface_of(cfg, data, network))
     if initial is not None:
         network = start_from(network, cfg)
     trainer = build_trainer(cfg, directory)
-    if isinstance(network.encoder, Ridge):
-        selection = fit_closed_form(network.encoder, data, network)
-    else:
-        selection = _train(cfg, network, data, trainer, last=directory / "checkpoints" / "last.ckpt", state=state)
+    if cfg.cross_fit:
+        check_folds(cfg, data)
+    selection = fit_encoder(cfg, network, data, trainer, last=directory / "checkpoints" / "last.ckpt")
+    if cfg.cross_fit:
+        selection["cross_fit"] = cross_fit(cfg, data, directory)
     selection["training"] = training_text(cfg, initial)
     manifest = trained_manifest(
         STAGE,
@@ -112,7 +100,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     if not trainer.is_global_zero:
         return manifest
     network = network.to(trainer.strategy.root_device).eval()
-    files = [MODEL, METRICS, RANKS]
+    files = [MODEL, METRICS, RANKS, *([CROSS_FITTED] if cfg.cross_fit else [])]
     _save(network, directory / MODEL)
     scores = {}
     for part in ("train", "val"):
@@ -141,7 +129,9 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     manifest.outputs = {name: {} for name in files}
     manifest.wall_seconds = time.monotonic() - started
     print_val_scores(payload)
-    return write_manifest(directory, manifest)
+    write_manifest(directory, manifest)
+    remove_folds(directory)
+    return manifest
 
 
 def input_records(cfg: Any, data: ThingsDataModule) -> dict[str, dict[str, str]]:
@@ -150,50 +140,6 @@ def input_records(cfg: Any, data: ThingsDataModule) -> dict[str, dict[str, str]]
     targets = [target_dir(set_root, name) for name in dict.fromkeys(target_names(cfg).values())]
     stores = [*(store.path for store in data.trials), *targets]
     return {f"{path.parent.name}/{path.name}": input_record(path) for path in stores} | initial_input(cfg)
-
-
-def build_trainer(cfg: Any, directory: Path) -> lightning.Trainer:
-    """The trainer of the config's `trainer` block with this stage's callbacks."""
-    select = cfg.select
-    saves = checkpoints(directory, select.monitor, select.mode)
-    callbacks = [EpochSeed(cfg.seed), TrainingMonitor(), RetrievalCallback(build_objective(cfg))]
-    callbacks += [MovingAverage(cfg.ema_decay)] if cfg.ema_decay else []
-    callbacks += [EarlyStopping(select.monitor, mode=select.mode, patience=select.patience)] if select.patience else []
-    callbacks += saves
-    # The data module shares rows out itself.
-    return stage_trainer(STAGE, cfg.trainer, directory, callbacks, use_distributed_sampler=False)
-
-
-def _train(
-    cfg: Any, network: AlignedEncoder, data: ThingsDataModule, trainer: lightning.Trainer, *, last: Path, state: str
-) -> dict[str, Any]:
-    """Trains, puts the selected epoch's weights into the network and says which epoch that was."""
-    module = build_module(cfg, network, data)
-    if cfg.compile:
-        network.compile()  # in place: the state dict keeps its names
-    with warnings.catch_warnings():
-        # It is our own unfinished run that is there.
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        trainer.fit(module, datamodule=data, ckpt_path=last if state == "resume" else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.strategy.barrier()
-    best, latest = (saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
-    chosen = best if cfg.select.epoch == "best" else latest
-    kept = torch.load(chosen.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(kept["state_dict"], strict=True)
-    rule = f"best {cfg.select.monitor}" if chosen is best else "last epoch"
-    score = best.best_model_score if chosen is best else trainer.callback_metrics.get(cfg.select.monitor)
-    monitor = next(one for one in trainer.callbacks if isinstance(one, TrainingMonitor))  # type: ignore[attr-defined]
-    return {
-        "epoch": int(kept["epoch"]),
-        "monitor": cfg.select.monitor,
-        "value": None if score is None else float(score),
-        "ema": cfg.ema_decay > 0,
-        "rule": rule,
-        "epochs": int(trainer.current_epoch),
-        "trials_per_second": monitor.trials_per_second,
-    }
 
 
 def _save(network: nn.Module, path: Path) -> None:

@@ -45,16 +45,19 @@ def train(data, run, *overrides):
 @pytest.mark.ddp
 def test_two_processes_train_the_same_encoder(tmp_path):
     build_tiny_set(tmp_path / "data", train_concepts=10, exemplars=3)
-    one = train(tmp_path / "data", tmp_path / "one")
-    two = train(tmp_path / "data", tmp_path / "two", "trainer.devices=2", "trainer.strategy=ddp")
+    one = train(tmp_path / "data", tmp_path / "one", "cross_fit=2")
+    two = train(tmp_path / "data", tmp_path / "two", "cross_fit=2", "trainer.devices=2", "trainer.strategy=ddp")
     assert (one.world_size, two.world_size) == (1, 2)
     assert one.selection["epoch"] == two.selection["epoch"]
+    folds = [[fold["epoch"] for fold in run.selection["cross_fit"]["selected"]] for run in (one, two)]
+    assert folds[0] == folds[1]
+    assert not (tmp_path / "two" / "encoder" / "folds").exists()
     scores = [{name: v for name, v in run.metrics.items() if "per_second" not in name} for run in (one, two)]
     assert scores[0] == pytest.approx(scores[1])
     assert "val/retrieval_top1_3way" in scores[0]
     states = [load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("one", "two")]
     for name, value in states[0].items():
         np.testing.assert_allclose(value, states[1][name], atol=1e-5, err_msg=name)
-    for part, atol in (("train", 1e-3), ("val", 1e-3)):
+    for part, atol in (("train", 1e-3), ("val", 1e-3), ("train_cross_fitted", 1e-3)):
         rows = [load_embeds(tmp_path / n / "encoder" / "embeds" / f"{part}.safetensors") for n in ("one", "two")]
         np.testing.assert_allclose(rows[0]["eeg_embeds"], rows[1]["eeg_embeds"], atol=atol)

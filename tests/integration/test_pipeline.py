@@ -31,7 +31,8 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("load_judge", "load_target_space"):
             monkeypatch.setattr(evaluate, name, lambda _: lambda pictures: picture_tensor(pictures, 4).flatten(1))
-        cfg = chain_config(home, f"draws={DRAWS}", "seed=5")
+        # Not the default scheduler: the pipeline has to follow the run.
+        cfg = chain_config(home, f"draws={DRAWS}", "seed=5", "sample.scheduler.name=ddim")
         reconstruct.run(cfg, directory=home / "run" / "reconstruct", command="test", overwrite=True)
     return home
 

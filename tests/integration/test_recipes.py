@@ -26,7 +26,7 @@ from eegrecon.artifacts import load_embeds, read_manifest
 from eegrecon.cli import main
 from eegrecon.models.encoders.ridge import Ridge
 from eegrecon.registry import check_args, lookup
-from eegrecon.stages import extract_targets, train_encoder
+from eegrecon.stages import encoder_training, extract_targets
 from eegrecon.stages.encoder_build import target_names, targets_of
 from eegrecon.stages.target_plan import Plan, plans
 
@@ -165,7 +165,7 @@ def stages(workplace, monkeypatch):
     """
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(extract_targets, "build", StandIn)
-    build = train_encoder.build_module
+    build = encoder_training.build_module
 
     def build_module(cfg, network, data):
         module = build(cfg, network, data)
@@ -175,7 +175,7 @@ def stages(workplace, monkeypatch):
         run.trained = module, {name: value.clone() for name, value in module.network.state_dict().items()}, moved
         return module
 
-    monkeypatch.setattr(train_encoder, "build_module", build_module)
+    monkeypatch.setattr(encoder_training, "build_module", build_module)
 
     def run(verb, exp, *more):
         return main([verb, "--exp", exp, *SMALL.get(verb, []), *more])

@@ -173,6 +173,21 @@ def test_pictures_are_scored_with_the_names_of_their_concepts_too(home, done, tm
     assert load_ranks(run / "evaluate" / "ranks_text.safetensors").gallery == N
 
 
+def test_any_prior_and_scheduler_are_called_alike(home, done, tmp_path):
+    """Without a prior the EEG embedding itself is what the pictures are made of, in every draw."""
+    run = build_run(home / "data", tmp_path / "run", prior="none")
+    go(home, run / "reconstruct", "draws=2", "sample.scheduler.name=ddim")
+    embeds = load_embeds(run / "reconstruct" / "embeds" / "test.safetensors")
+    assert np.array_equal(embeds["pred_image_embeds"], embeds["eeg_embeds"][:, None].repeat(2, axis=1))
+    run = shutil.copytree(home / "run", tmp_path / "other", ignore=shutil.ignore_patterns("recon*", "evaluate"))
+    go(home, run / "reconstruct", "sample.scheduler.name=dpm_solver_multistep")
+    usual, other = (load_embeds(path / "embeds" / "test.safetensors") for path in (done, run / "reconstruct"))
+    assert np.array_equal(usual["eeg_embeds"], other["eeg_embeds"])
+    assert not np.allclose(usual["pred_image_embeds"], other["pred_image_embeds"])
+    protocol = json.loads((run / "reconstruct" / "metrics.json").read_text())["protocol"]
+    assert protocol["prior"]["scheduler"] == {"name": "dpm_solver_multistep", "args": {}}
+
+
 def test_permuted_run_is_reported_beside_the_scores(home, done, tmp_path):
     build_run(home / "data", tmp_path / "permuted", permute_labels=True)
     go(home, tmp_path / "permuted" / "reconstruct")

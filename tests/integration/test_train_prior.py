@@ -17,7 +17,7 @@ from eegrecon.config import load
 from eegrecon.data import ImageSet, TargetStore, target_dir, trial_dir
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.diffusion.samplers import row_generators
-from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.errors import ArtifactError, ConfigError, DataError
 from eegrecon.modules.prior import PriorModule
 from eegrecon.stages import train_prior
 from tests.builders import DIM, build_tiny_set
@@ -134,6 +134,60 @@ def test_weights_sample_what_the_stage_exported(done):
     assert set(load_file(done / "model.safetensors")) >= {"target_mean", "target_scale", "cond_mean", "cond_scale"}
 
 
+def test_another_scheduler_samples_validation_and_comes_back_with_the_weights(home, done, run_dir):
+    """The same training, so the same weights; other samples, and the same loss, whose noise is drawn apart."""
+    scheduler = "sample.scheduler={name: dpm_solver_multistep, args: {algorithm_type: sde-dpmsolver++}}"
+    manifest = go(home, run_dir / "prior", scheduler, "select={monitor: val/prior_loss, mode: min}")
+    usual = go(home, run_dir / "prior", "select={monitor: val/prior_loss, mode: min}", overwrite=True)
+    assert manifest.metrics["val/prior_loss"] == usual.metrics["val/prior_loss"]
+    assert manifest.metrics["val/prior_cosine"] != usual.metrics["val/prior_cosine"]
+    go(home, run_dir / "prior", scheduler, overwrite=True)
+    prior = loading.load(run_dir / "prior")
+    assert prior.solver.scheduler.config.algorithm_type == "sde-dpmsolver++"
+    rows = load_embeds(run_dir / "prior" / "embeds" / "val.safetensors")
+    protocol = json.loads((run_dir / "prior" / "metrics.json").read_text())["protocol"]
+    assert protocol["scheduler"] == {"name": "dpm_solver_multistep", "args": {"algorithm_type": "sde-dpmsolver++"}}
+    sampled = prior.sample(
+        torch.from_numpy(rows["eeg_embeds"]),
+        generators=row_generators(0, rows["subject"].tolist(), rows["image_index"].tolist()),
+        guidance_scale=protocol["guidance_scale"],
+        num_inference_steps=protocol["num_inference_steps"],
+    )
+    assert np.allclose(sampled.numpy(), rows["pred_image_embeds"], atol=1e-4)
+
+
+def test_clipping_is_kept_with_the_weights_and_shortens_the_samples(home, done, run_dir):
+    assert loading.load(done).solver.scheduler.config.clip_sample is False
+    clipped = go(home, run_dir / "prior", "diffusion.clip_sample=true")
+    prior = loading.load(run_dir / "prior")
+    assert prior.scheduler.config.clip_sample is True
+    assert prior.solver.scheduler.config.clip_sample is True
+    rows = load_embeds(run_dir / "prior" / "embeds" / "val.safetensors")
+    standardised = prior.standardise_target(torch.from_numpy(rows["pred_image_embeds"]))
+    assert standardised.abs().max() < 1.0001  # the last step returns the clamped estimate itself
+    usual = torch.from_numpy(load_embeds(done / "embeds" / "val.safetensors")["pred_image_embeds"])
+    assert prior.standardise_target(usual).abs().max() > 1.5
+    assert clipped.metrics["val/prior_norm_ratio"] < read_manifest(done).metrics["val/prior_norm_ratio"]
+
+
+def test_pictures_without_eeg_are_read_from_another_set_and_change_the_training(home, done, run_dir):
+    build_tiny_set(home / "data", seed=1, train_concepts=20, set_name="other")
+    manifest = go(home, run_dir / "prior", "diffusion.image_only=other/clip-pocket", "diffusion.image_only_rate=0.5")
+    assert manifest.inputs["image_only"]["path"].endswith("other/targets/clip-pocket")
+    one, two = (load_file(path / "model.safetensors") for path in (done, run_dir / "prior"))
+    assert torch.equal(one["target_scale"], two["target_scale"])
+    assert not torch.equal(one["network.output.weight"], two["network.output.weight"])
+    with pytest.raises(ArtifactError, match=r"image_only .*vae-pocket holds other embeddings .*model is 'sdxl_vae'"):
+        go(home, run_dir / "other", "diffusion.image_only=vae-pocket")
+    with pytest.raises(ConfigError, match="image_only_rate is 0"):
+        go(home, run_dir / "other", "diffusion={image_only: clip-pocket, image_only_rate: 0}")
+    with pytest.raises(ConfigError, match="the prior mlp has no unconditional half"):
+        go(home, run_dir / "other", "diffusion.image_only=clip-pocket", "prior.name=mlp")
+    with pytest.raises(DataError, match="absent"):
+        go(home, run_dir / "other", "diffusion.image_only=absent/clip-pocket")
+    assert not (run_dir / "other").exists()
+
+
 def test_second_time_is_up_to_date_and_another_config_is_refused(home, done):
     before = (done / "manifest.json").read_bytes()
     go(home, done)
@@ -201,6 +255,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(home, run_dir):
         go(home, prior, "prior.args={hidden: [8]}")
     with pytest.raises(ConfigError, match="divides its error"):
         go(home, prior, "diffusion={prediction_type: epsilon, beta_schedule: squaredcos_cap_v2}")
+    with pytest.raises(ConfigError, match=r"sample\.scheduler 'ddim' does not fit: 'etta' is not an argument"):
+        go(home, prior, "sample.scheduler={name: ddim, args: {etta: 1}}")
+    with pytest.raises(ConfigError, match=r"cannot clip, but diffusion\.clip_sample is true: choose ddpm or ddim"):
+        go(home, prior, "sample.scheduler.name=unipc_multistep", "diffusion.clip_sample=true")
+    with pytest.raises(ConfigError, match=r"'euler_ancestral_discrete' .* cannot make 5 steps"):
+        go(home, prior, "sample.scheduler.name=euler_ancestral_discrete")
+    with pytest.raises(ConfigError, match=r"'sample\.scheduler\.name' is 'dpm', which is not known"):
+        go(home, prior, "sample.scheduler.name=dpm")
     with pytest.raises(ConfigError, match="trainer block"):
         go(home, prior, "trainer.max_epoch=3")
     with pytest.raises(ConfigError, match=r"monitor.*prior_retrieval_top1_4way.*fast_dev_run"):

@@ -1,1 +1,1 @@
-"""Networks of the diffusion prior; `eegrecon.config.PRIORS` names them."""
+"""Networks of the prior, denoisers and regressors; `eegrecon.config.PRIORS` names them."""

@@ -6,6 +6,7 @@ import pytest
 
 from eegrecon.data import ImageSet, gallery_of, held_out_concepts, make_split
 from eegrecon.data.images import ImageRecord
+from eegrecon.data.splits import concept_folds
 from eegrecon.errors import ConfigError, DataError
 
 
@@ -98,3 +99,28 @@ def test_trials_must_fit_the_pictures():
 def test_gallery_is_the_first_picture_of_each_concept():
     images = image_set()
     assert gallery_of(images, np.array([8, 7, 3, 5, 4])).tolist() == [3, 7]
+
+
+def test_folds_are_of_concepts_even_and_drawn_from_the_split_seed():
+    folds = concept_folds(103, 5)
+    assert sorted(folds.count(k) for k in range(5)) == [20, 20, 21, 21, 21]
+    assert folds == concept_folds(103, 5)
+    assert folds != concept_folds(103, 5, split_seed=1)
+    assert folds != sorted(folds)
+    for wrong in (0, 1, 104):
+        with pytest.raises(ConfigError, match=rf"cross_fit is {wrong}, .*at most 103"):
+            concept_folds(103, wrong)
+
+
+def test_a_fold_is_left_out_of_training_and_of_nothing_else():
+    images = image_set()
+    whole = split_of(images)
+    parts = [split_of(images, fold=(k, 3)) for k in range(3)]
+    left_out = [np.setdiff1d(whole.train, part.train) for part in parts]
+    assert sorted(np.concatenate(left_out).tolist()) == whole.train.tolist()
+    named = [{images.concept_of(i) for i in gone} for gone in left_out]
+    assert sum(map(len, named)) == len(set().union(*named)) == 14  # no concept in two folds
+    for part in parts:
+        assert part.val.tolist() == whole.val.tolist()
+        assert part.test.tolist() == whole.test.tolist()
+        assert part.sha256 != whole.sha256

@@ -1,10 +1,14 @@
 """The sampler against targets whose perfect network is known in closed form."""
 
+import math
+
 import pytest
 import torch
 
+from eegrecon.config import Choice
 from eegrecon.diffusion.objectives import PREDICTION_TYPES, build_scheduler
 from eegrecon.diffusion.samplers import row_generators, sample_embeds, stable_seed
+from eegrecon.diffusion.schedulers import build_solver
 
 MEAN = torch.tensor([1.5, -0.5, 0.0])
 MIX = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.3, 0.2, 0.8]])
@@ -68,6 +72,22 @@ def test_clipping_sampler_shrinks_what_ours_keeps():
         norms[clip] = sample(1, scheduler=scheduler, network=lambda *_: truth).norm()
     assert torch.allclose(norms[False], truth.norm(), rtol=1e-5)
     assert norms[True] < 0.15 * truth.norm()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_clipping_costs_a_standardised_target_what_the_config_says(name):
+    """Oracle: integrals over a normal value x. E[clip(x)²] = 1 - 2φ(1) and E[x clip(x)] = P(|x| < 1)."""
+    square = 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi)
+    inside = math.erf(1 / math.sqrt(2))
+    assert (math.sqrt(square), inside / math.sqrt(square)) == pytest.approx((0.72, 0.95), abs=0.005)
+    truth = torch.randn(16, 4096, generator=torch.Generator().manual_seed(0))
+    clipping = build_scheduler(prediction_type="sample", clip_sample=True)
+    clipped = sample_embeds(
+        lambda *_: truth, build_solver(clipping, Choice(name)).scheduler, None, dim=4096,
+        generators=row_generators(0, range(16)), num_inference_steps=5,
+    )  # fmt: skip
+    assert torch.cosine_similarity(clipped, truth).mean() == pytest.approx(inside / math.sqrt(square), abs=0.005)
+    assert (clipped.norm(dim=1) / truth.norm(dim=1)).mean() == pytest.approx(math.sqrt(square), abs=0.01)
 
 
 def test_guidance_one_is_conditional_and_zero_unconditional():

@@ -6,7 +6,7 @@ import torch
 
 from eegrecon.diffusion.objectives import build_scheduler
 from eegrecon.diffusion.samplers import row_generators
-from eegrecon.diffusion.scaled import ScaledPrior
+from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
 
 
 class Silent(torch.nn.Module):
@@ -101,3 +101,47 @@ def test_scaling_travels_with_the_weights():
     other.load_state_dict(prior.state_dict(), strict=True)
     assert set(prior.state_dict()) == {"target_mean", "target_scale", "cond_mean", "cond_scale", "cond_unit"}
     assert torch.equal(other.target_scale, prior.target_scale)
+
+
+class Linear(torch.nn.Module):
+    """A fixed linear map with dropout, which must be off while sampling."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+        self.matrix = torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]])
+
+    def forward(self, eeg_embeds):
+        return self.dropout(eeg_embeds @ self.matrix)
+
+
+def test_a_point_prior_is_its_network_between_the_two_scalings():
+    """Oracle: the formula in numpy."""
+    prior = PointPrior(Linear(), dim=3, cond_dim=2).train()
+    image_embeds, eeg_embeds = data()
+    prior.fit(image_embeds, eeg_embeds)
+    unit = eeg_embeds.numpy() / np.linalg.norm(eeg_embeds.numpy(), axis=1, keepdims=True)
+    condition = (unit - unit.mean(0)) / unit.std(0, ddof=1)
+    images = image_embeds.numpy()
+    expected = condition @ prior.network.matrix.numpy() * images.std(0, ddof=1) + images.mean(0)
+    np.testing.assert_allclose(prior.sample(eeg_embeds).numpy(), expected, rtol=1e-3, atol=1e-3)
+    assert prior.network.training
+
+
+def test_a_point_prior_takes_what_a_diffusion_takes_and_ignores_it():
+    prior = PointPrior(Linear(), dim=3, cond_dim=2)
+    _, eeg_embeds = data(4)
+    generators = row_generators(0, range(4))
+    states = [generator.get_state() for generator in generators]
+    sampled = prior.sample(eeg_embeds, generators=generators, guidance_scale=5.0, num_inference_steps=3)
+    assert torch.equal(sampled, prior.sample(eeg_embeds))
+    assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
+
+
+def test_sampling_through_another_network_leaves_its_own_alone():
+    prior = PointPrior(Linear(), dim=3, cond_dim=2)
+    other = Linear().train()
+    other.matrix = 2 * other.matrix
+    _, eeg_embeds = data(4)
+    torch.testing.assert_close(prior.sample(eeg_embeds, network=other), 2 * prior.sample(eeg_embeds))
+    assert other.training
