@@ -224,6 +224,8 @@ class TrainEncoderConfig:
     optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    # Channels to mean 0 and standard deviation 1 over the training trials; false: as the store holds them (ATM's code).
+    standardise_eeg: bool = True
     # The linear baseline: ridge beside the encoder, on means over so many consecutive samples.
     baseline_ridge: bool = True
     baseline_samples_per_bin: int = field(default=1, metadata={"minimum": 1})

@@ -74,11 +74,8 @@ def build_network(cfg: Any, data: ThingsDataModule) -> AlignedEncoder:
     dim = data.targets["image"].dim if projection is None else projection.dim
     encoder = resolve(ENCODERS, cfg.encoder, n_chans=data.n_chans, n_times=data.n_times, dim=dim)
     table = getattr(encoder, "n_subjects", None)
-    if table is not None and max(data.subjects) > table:
-        raise ConfigError(
-            f"data.subjects holds {max(data.subjects)}, but the encoder {cfg.encoder.name!r} has rows for subjects 1 "
-            f"to {table}: set encoder.args.n_subjects={max(data.subjects)} or more."
-        )
+    if table is not None and not cfg.init.run:  # weights that training starts from know their own subjects
+        _check_table(cfg, data, table)
     head = None
     # Ridge is a closed form for one target; a head beside it would stay untrained.
     if "vae_latent" in shapes and not isinstance(encoder, Ridge):
@@ -86,14 +83,30 @@ def build_network(cfg: Any, data: ThingsDataModule) -> AlignedEncoder:
     return AlignedEncoder(
         encoder,
         head,
-        data.channel_mean,
-        data.channel_std,
+        data.channel_mean if cfg.standardise_eeg else torch.zeros(data.n_chans),
+        data.channel_std if cfg.standardise_eeg else torch.ones(data.n_chans),
         image_projection=projection,
         known_subjects=data.subjects,
         logit_scale=cfg.loss.logit_scale_init,
         logit_bias=cfg.loss.logit_bias_init if cfg.loss.kind == "siglip" else None,
         learn_logit_scale=cfg.loss.learn_logit_scale,
     )
+
+
+def _check_table(cfg: Any, data: ThingsDataModule, table: int) -> None:
+    """Refuse a subject without a row, and one that would be tested on a row which nothing has trained."""
+    if max(data.subjects) > table:
+        raise ConfigError(
+            f"data.subjects holds {max(data.subjects)}, but the encoder {cfg.encoder.name!r} has rows for subjects 1 "
+            f"to {table}: set encoder.args.n_subjects={max(data.subjects)} or more."
+        )
+    unseen = sorted(set(data.test_subjects) - set(data.subjects))
+    if unseen and not cfg.subject_dropout:
+        raise ConfigError(
+            f"The encoder {cfg.encoder.name!r} has a row for each subject, and subject {', '.join(map(str, unseen))}, "
+            "who is left out, would get that of unknown subjects, which nothing trains while subject_dropout is 0: set "
+            "subject_dropout (0.2, say), or choose an encoder without rows for subjects."
+        )
 
 
 def build_projection(cfg: Any, data: ThingsDataModule) -> Any:

@@ -12,16 +12,18 @@ from eegrecon.errors import ArtifactError
 from eegrecon.loading import load_stage
 from eegrecon.manifest import Manifest
 from eegrecon.models.encoders.wrapper import AlignedEncoder
+from eegrecon.stages.prior_checks import SAW_VALIDATION
 
 SAME_DATA = ("channels", "window", "n_times", "sfreq", "unit")
+MET = "met_subjects"  # in a manifest's selection: whose trials its weights have learnt from
 
 
 def initial_run(cfg: Any, data: ThingsDataModule, interface: dict[str, Any]) -> Manifest | None:
     """The manifest of the run that training starts from, None if it starts from nothing.
 
     Raises:
-        ArtifactError: The run is unfinished, has other channels, samples or targets, or (with `data.keep_minutes`, a
-            calibration) has met the subject before.
+        ArtifactError: The run is unfinished, has other channels, samples or targets, or has learnt from what this run
+            holds out: the subject that is left out or calibrated, or concepts that choose the epoch.
     """
     if not cfg.init.run:
         return None
@@ -29,6 +31,8 @@ def initial_run(cfg: Any, data: ThingsDataModule, interface: dict[str, Any]) -> 
     manifest = read_manifest(source, fix="`eegrecon train-encoder`")
     here, there = data.describe(), manifest.data
     wrong = [f"{key} {there.get(key)} there, {here[key]} here" for key in SAME_DATA if there.get(key) != here[key]]
+    if bool(there.get("permute_labels")) != here["permute_labels"]:
+        wrong.append(f"permute_labels {there.get('permute_labels')} there, {here['permute_labels']} here")
     for key, value in interface.items():
         if (other := manifest.interface.get(key)) != value:
             wrong.append(f"{key} {other} there, {value} here")
@@ -36,13 +40,51 @@ def initial_run(cfg: Any, data: ThingsDataModule, interface: dict[str, Any]) -> 
         raise ArtifactError(
             f"init.run {source} does not fit this config: {'; '.join(wrong)}; name another run or change the config."
         )
-    met = sorted(set(manifest.data.get("subjects", [])) & set(data.subjects))
+    _check_validation(cfg, source, manifest, here)
+    met = sorted(met_subjects(manifest) & set(data.test_subjects))
+    if cfg.data.protocol == "leave_one_subject_out" and met:
+        raise ArtifactError(
+            f"init.run {source} was trained on subject {', '.join(map(str, met))}, whom this run leaves out: start "
+            "from a run without this subject."
+        )
+    met = sorted(met_subjects(manifest) & set(data.subjects))
     if cfg.data.keep_minutes is not None and met:
         raise ArtifactError(
             f"init.run {source} was trained on subject {', '.join(map(str, met))}, whom data.keep_minutes would "
             "calibrate with a few minutes: start from a leave_one_subject_out run that leaves this subject out."
         )
     return manifest
+
+
+def _check_validation(cfg: Any, source: Path, manifest: Manifest, here: dict[str, Any]) -> None:
+    """Refuse a run that has learnt from the concepts which are to choose this run's epoch."""
+    there = manifest.data
+    if cfg.select.epoch == "last" or there.get("images_sha256") != here["images_sha256"]:
+        return
+    mine, its = here["split"], there["split"]
+    nested = its["split_seed"] == mine["split_seed"] and its["val_concepts"] >= mine["val_concepts"]
+    if manifest.selection.get(SAW_VALIDATION) or not nested:
+        says = f"it held out {its['val_concepts']} with split_seed {its['split_seed']}"
+        if manifest.selection.get(SAW_VALIDATION):
+            says = "an imported checkpoint has seen all"
+        raise ArtifactError(
+            f"init.run {source} was trained on concepts that this run validates on ({says}; here "
+            f"{mine['val_concepts']} with split_seed {mine['split_seed']}): give both the same data.split, or train a "
+            "fixed number of epochs (select.epoch=last)."
+        )
+
+
+def met_subjects(manifest: Manifest) -> set[int]:
+    """Whose trials an encoder has learnt from, in its own run or in the one that started it."""
+    return set(manifest.selection.get(MET) or manifest.data.get("subjects", []))
+
+
+def history(data: ThingsDataModule, initial: Manifest | None) -> dict[str, Any]:
+    """What a manifest's `selection` says of the run that training started from."""
+    if initial is None:
+        return {}
+    found: dict[str, Any] = {MET: sorted(met_subjects(initial) | set(data.subjects))}
+    return found | ({SAW_VALIDATION: True} if initial.selection.get(SAW_VALIDATION) else {})
 
 
 def initial_directory(cfg: Any) -> Path:
@@ -66,8 +108,8 @@ def start_from(network: AlignedEncoder, cfg: Any) -> AlignedEncoder:
     source = initial_directory(cfg)
     loaded = load_stage(source).network
     assert isinstance(loaded, AlignedEncoder)
-    if loaded.known_subjects is not None:  # buffers of another length cannot be copied into
-        network.register_buffer("known_subjects", loaded.known_subjects.clone())
+    # Buffers of another length cannot be copied into; an imported network has none.
+    network.known_subjects = None if loaded.known_subjects is None else loaded.known_subjects.clone()
     try:
         network.load_state_dict(loaded.state_dict(), strict=True)
     except RuntimeError as error:
@@ -79,11 +121,12 @@ def start_from(network: AlignedEncoder, cfg: Any) -> AlignedEncoder:
 
 
 def training_text(cfg: Any, initial: Manifest | None) -> str:
-    """What the protocol stamp says of whom was trained on."""
-    if cfg.data.keep_minutes is None:
-        return str(cfg.data.protocol)
-    minutes = f"{cfg.data.keep_minutes:g} min"
+    """What the protocol stamp says of whom was trained on, first in the run that training started from."""
+    protocol, minutes = str(cfg.data.protocol), cfg.data.keep_minutes
     if initial is None:
-        return f"{cfg.data.protocol}, {minutes}"
-    several = initial.data.get("split", {}).get("protocol", PROTOCOLS[0])
-    return f"{several} + calibration {minutes}"
+        return protocol if minutes is None else f"{protocol}, {minutes:g} min"
+    first = initial.selection.get("training")
+    if first is None:
+        imported = initial.selection.get(SAW_VALIDATION)
+        first = "an imported checkpoint" if imported else initial.data.get("split", {}).get("protocol", PROTOCOLS[0])
+    return f"{protocol} from {first}" if minutes is None else f"{first} + calibration {minutes:g} min"

@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
         from eegrecon.models.prior_keys import to_official_prior
 
         _check_prior(stage, directory)
-        official, notes = to_official_prior(stage.network.state_dict()), ["the prior of main"]
+        official = to_official_prior(stage.network.state_dict())
+        notes = ["the prior of main, whose sampler clamps (diffusion.clip_sample)"]
     _save(official, out)
     sys.stderr.write(f"eegrecon: export-atm: wrote {out}: {len(official)} tensors; {'; '.join(notes)}\n")
     return 0

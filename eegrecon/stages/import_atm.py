@@ -24,7 +24,6 @@ from eegrecon.artifacts import (
     read_manifest,
     save_embeds,
     sha256_file,
-    write_json,
     write_manifest,
 )
 from eegrecon.config import config_hash, load, to_yaml
@@ -34,18 +33,26 @@ from eegrecon.config_prior import DiffusionConfig
 from eegrecon.config_schema import DataConfig, SplitConfig, TrainEncoderConfig, TrainPriorConfig
 from eegrecon.config_training import InitConfig, LoaderConfig, SelectConfig
 from eegrecon.errors import ArtifactError, ConfigError, DataError
+from eegrecon.stages.prior_checks import SAW_VALIDATION
 
 if TYPE_CHECKING:
     from eegrecon.datamodule import ThingsDataModule
     from eegrecon.models.official_keys import Renamed
 
-MODEL, METRICS, REST = "model.safetensors", "metrics.json", "official_rest.safetensors"
-RANKS = "ranks_val.safetensors"
+MODEL, REST = "model.safetensors", "official_rest.safetensors"
 POSITIONS, SLICES = ("sinusoidal", "none"), ("official", "all")  # defaults first
 # Its authors looked at test accuracy in every epoch (facts/atm.md 2.6).
 RULE = "imported checkpoint: how its epoch was chosen is not known here"
-# Both spaces are unscaled: the buffers in the weights hold 0 and 1.
-OFFICIAL_DIFFUSION = DiffusionConfig(target_scale="none", cond_scale="std")
+# It has no validation split: every training concept was trained on.
+SAW = {SAW_VALIDATION: True}
+# Both spaces are unscaled: the buffers in the weights hold 0 and 1. The official sampler clamps (facts/atm.md 4).
+CLIP = "diffusion.clip_sample"
+OFFICIAL_DIFFUSION = DiffusionConfig(target_scale="none", cond_scale="std", clip_sample=True)
+# Of an experiment, what the checkpoint itself decides.
+DECIDED = {
+    "train-encoder": ("encoder", "image_projection", "init", "baseline_ridge", "loss.vae_latent", "loss.text"),
+    "train-prior": ("prior", "diffusion"),
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,10 +146,12 @@ def _import_encoder(
     inputs = {"checkpoint": {"path": str(path), "manifest_sha256": sha256_file(path)}}
     data = None
     if options.exp or options.config:
+        _check_overrides(options, "train-encoder", path)
         cfg = load("train-encoder", options.exp, _file(options), options.overrides, options.subject)
         # What an official checkpoint has none of, whatever the experiment trains.
         loss = replace(cfg.loss, vae_latent=0.0, text=0.0)
         cfg = replace(cfg, encoder=encoder, loss=loss, image_projection=Choice("none"), baseline_ridge=False)
+        cfg = replace(cfg, standardise_eeg=False)
         cfg = replace(cfg, init=InitConfig())
         from eegrecon.stages.encoder_build import build_data
         from eegrecon.stages.train_encoder import input_records
@@ -179,14 +188,16 @@ def _import_encoder(
 
 
 def _embed(cfg: Any, directory: Path, data: ThingsDataModule, found: Renamed, manifest: Manifest) -> list[str]:
-    """What train-encoder writes beside the weights: embeddings of training and validation trials, and their scores."""
+    """What train-encoder writes beside the weights, as far as it is true: embeddings of training and validation trials.
+
+    No score: the checkpoint was trained on the validation concepts as well.
+    """
     import torch
 
-    from eegrecon.analysis.ranks import save_ranks
     from eegrecon.config import ENCODERS
     from eegrecon.models.encoders.wrapper import AlignedEncoder
     from eegrecon.registry import resolve
-    from eegrecon.stages.encoder_scores import embed_part, print_val_scores, val_payload, val_ranks, val_retrieval
+    from eegrecon.stages.encoder_scores import embed_part
 
     n_chans = found.facts["n_chans"]
     network = AlignedEncoder(
@@ -194,18 +205,17 @@ def _embed(cfg: Any, directory: Path, data: ThingsDataModule, found: Renamed, ma
     )
     network.load_state_dict(found.state, strict=True)
     network.eval()
-    files, rows = [METRICS, RANKS], {}
+    files = []
     for part in ("train", "val"):
         rows = embed_part(network, data, part)
         names = ("eeg_embeds", "image_index", "subject", "repetition")
         eeg_embeds, image_index, subject, repetition = (rows[name].numpy() for name in names)
         files.append(f"embeds/{part}.safetensors")
         save_embeds(directory / files[-1], eeg_embeds, image_index, subject, repetition)
-    save_ranks(directory / RANKS, val_ranks(rows["eeg_embeds"], rows))
-    payload = val_payload(cfg, data, {"": val_retrieval(rows["eeg_embeds"], rows)}, manifest.selection)
-    write_json(directory / METRICS, payload)
-    manifest.metrics = {name: entry["value"] for name, entry in payload["metrics"].items()}
-    print_val_scores(payload)
+    sys.stderr.write(
+        "eegrecon: import-atm: no validation score: the authors trained on all concepts, those that are held out here "
+        "too; a prior that is trained on this encoder is therefore chosen on pictures that the encoder has seen.\n"
+    )
     return files
 
 
@@ -230,8 +240,10 @@ def _import_prior(options: argparse.Namespace, path: Path, directory: Path, foun
             )
         inputs["encoder"], describe, interface = input_record(home), encoder.data, encoder.interface
     if options.exp or options.config:
+        _check_overrides(options, "train-prior", path)
         cfg = load("train-prior", options.exp, _file(options), options.overrides, options.subject)
-        cfg = replace(cfg, prior=prior, diffusion=OFFICIAL_DIFFUSION)
+        clamp = cfg.diffusion.clip_sample if any(w.startswith(f"{CLIP}=") for w in options.overrides) else True
+        cfg = replace(cfg, prior=prior, diffusion=replace(OFFICIAL_DIFFUSION, clip_sample=clamp))
     else:
         cfg = TrainPriorConfig(
             data=_no_data([] if options.subject is None else [options.subject]),
@@ -261,7 +273,7 @@ def _manifest(stage: str, options: argparse.Namespace, cfg: Any, data: Any, inte
         data=dict(data),
         interface=dict(interface),
         inputs=inputs,
-        selection={"rule": RULE},
+        selection={"rule": RULE, **SAW},
     )
 
 
@@ -269,6 +281,14 @@ def _check_main_only(options: argparse.Namespace, path: Path, what: str) -> None
     """Refuse options that would be ignored."""
     if (options.position, options.token_slice) != (POSITIONS[0], SLICES[0]):
         raise ConfigError(f"{path} is {what}: leave out --position and --token-slice, which encoders of main have.")
+
+
+def _check_overrides(options: argparse.Namespace, stage: str, path: Path) -> None:
+    """Refuse overrides of what the checkpoint decides, which would be replaced."""
+    keys = [word.partition("=")[0] for word in options.overrides]
+    decided = [key for key in keys if key != CLIP and any(f"{key}.".startswith(f"{one}.") for one in DECIDED[stage])]
+    if decided:
+        raise ConfigError(f"{', '.join(decided)} cannot be chosen: the checkpoint {path} decides it; leave it out.")
 
 
 def _check_data(data: ThingsDataModule, facts: dict[str, int], path: Path) -> None:

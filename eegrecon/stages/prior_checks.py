@@ -12,6 +12,7 @@ from eegrecon.errors import ArtifactError, ConfigError
 
 STAGE = "train-prior"
 CROSS_FITTED = "embeds/train_cross_fitted.safetensors"  # of an encoder trained with cross_fit
+SAW_VALIDATION = "saw_validation"  # in an encoder's selection: it was trained on the validation concepts (import-atm)
 RIDGE_MONITOR = "val/prior_cosine"
 # Trainer flags that would leave no epoch to publish, or one chosen on something else than the whole validation split.
 NEEDED_FLAGS: dict[str, tuple[Any, ...]] = {

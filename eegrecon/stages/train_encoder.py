@@ -29,7 +29,7 @@ from eegrecon.stages.cross_fit import check_folds, claim_folds, cross_fit, remov
 from eegrecon.stages.encoder_build import build_data, build_network, interface_of, target_names
 from eegrecon.stages.encoder_checks import check_config, check_targets
 from eegrecon.stages.encoder_scores import embed_part, print_val_scores, val_payload, val_ranks, val_retrieval
-from eegrecon.stages.encoder_start import initial_input, initial_run, start_from, training_text
+from eegrecon.stages.encoder_start import history, initial_input, initial_run, start_from, training_text
 from eegrecon.stages.encoder_training import STAGE, build_trainer, fit_encoder
 from eegrecon.stages.prior_checks import CROSS_FITTED
 from eegrecon.stages.ridge_fit import fit_closed_form
@@ -86,6 +86,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     if cfg.cross_fit:
         selection["cross_fit"] = cross_fit(cfg, data, directory)
     selection["training"] = training_text(cfg, initial)
+    selection |= history(data, initial)
     manifest = trained_manifest(
         STAGE,
         command,

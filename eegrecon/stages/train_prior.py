@@ -5,6 +5,7 @@ Everything about the inputs is checked before torch is imported, and every argum
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from eegrecon.artifacts import (
     write_manifest,
 )
 from eegrecon.config import TrainPriorConfig, config_hash, to_dict, to_yaml
-from eegrecon.stages.prior_checks import STAGE, check_config, check_upstream
+from eegrecon.stages.prior_checks import SAW_VALIDATION, STAGE, check_config, check_upstream
 
 if TYPE_CHECKING:
     import lightning
@@ -91,6 +92,12 @@ def run(cfg: TrainPriorConfig, *, directory: Path, command: str, overwrite: bool
     if not trainer.is_global_zero:
         return manifest
     manifest.selection = select(cfg, trainer, module) if selection is None else selection
+    if upstream.manifest.selection.get(SAW_VALIDATION):
+        manifest.selection |= {SAW_VALIDATION: True}
+        sys.stderr.write(
+            "eegrecon: the encoder was trained on the validation concepts too, so this prior is chosen on pictures "
+            "that the encoder has seen, and its val/ numbers are no estimate for new ones.\n"
+        )
     scores = write_results(cfg, directory, module, data, manifest.selection)
     manifest.outputs = {name: {} for name in (WEIGHTS, METRICS, EMBEDS)}
     manifest.metrics = scores

@@ -11,6 +11,7 @@ import eegrecon
 from eegrecon.analysis.protocol import Protocol
 from eegrecon.artifacts import load_embeds, read_manifest
 from eegrecon.cli import main
+from eegrecon.config import parse_yaml
 from eegrecon.data import ImageSet, trial_dir
 from eegrecon.metrics.features import picture_tensor
 from eegrecon.stages import evaluate
@@ -50,18 +51,43 @@ def pixels(pictures):
     return picture_tensor(pictures, 4).flatten(1)
 
 
+def read_config(directory):
+    return parse_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
+
+
 def run_of(home):
     return ["--run", str(home / "run")]
 
 
 def test_the_directory_is_what_train_encoder_leaves(home):
     manifest = read_manifest(home / "run" / "encoder")
-    assert {"model.safetensors", "metrics.json", "ranks_val.safetensors"} <= set(manifest.outputs)
-    assert {"embeds/train.safetensors", "embeds/val.safetensors"} <= set(manifest.outputs)
+    assert {"model.safetensors", "embeds/train.safetensors", "embeds/val.safetensors"} <= set(manifest.outputs)
     assert set(manifest.inputs) == {"checkpoint", "trials/sub-01", "targets/clip-pocket"}
     assert (manifest.stage, manifest.interface["dim"], manifest.data["subjects"]) == ("train-encoder", DIM, [1])
-    stamp = Protocol.from_metrics(json.loads((home / "run" / "encoder" / "metrics.json").read_text())["protocol"])
-    assert stamp.selection == "imported checkpoint: how its epoch was chosen is not known here"
+    assert manifest.selection["rule"] == "imported checkpoint: how its epoch was chosen is not known here"
+
+
+def test_no_score_of_concepts_that_the_checkpoint_was_trained_on(home):
+    manifest = read_manifest(home / "run" / "encoder")
+    assert manifest.selection["saw_validation"]
+    assert not manifest.metrics
+    assert not {"metrics.json", "ranks_val.safetensors"} & set(manifest.outputs)
+
+
+def test_training_may_start_from_it_for_a_fixed_number_of_epochs(home, tmp_path, capsys):
+    args = read_config(home / "run" / "encoder")["encoder"]["args"]
+    more = [f"init.run={home / 'run'}", f"encoder={{name: atm_s, args: {json.dumps(args)}}}", *TRAINING]
+    more += ["loss.vae_latent=0", "latent_target.name=''", "trainer.max_epochs=1", "optim.args.lr=0.0"]
+    more += ["optim.args.weight_decay=0.0", "baseline_ridge=false"]
+    assert main(words(home, "train-encoder", "encoder", "--run", str(tmp_path), *more)) == 2
+    assert "an imported checkpoint has seen all" in capsys.readouterr().err
+    assert main(words(home, "train-encoder", "encoder", "--run", str(tmp_path), *more, "select.epoch=last")) == 0
+    manifest = read_manifest(tmp_path / "encoder")
+    assert manifest.selection["saw_validation"]
+    assert manifest.selection["training"] == "within_subject from an imported checkpoint"
+    before, after = (eegrecon.load(path / "encoder").state_dict() for path in (home / "run", tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before if "running" not in key and "tracked" not in key)
 
 
 def test_evaluate_embeds_test_trials_as_the_official_module_does(home, capsys):
@@ -78,10 +104,13 @@ def test_evaluate_embeds_test_trials_as_the_official_module_does(home, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_prior_is_trained_on_it(home, tmp_path):
+def test_a_prior_is_trained_on_it(home, tmp_path, capsys):
     (tmp_path / "encoder").symlink_to(home / "run" / "encoder")
     assert main(words(home, "train-prior", "prior", "--run", str(tmp_path), *PRIOR, *TRAINING)) == 0
-    assert set(read_manifest(tmp_path / "prior").inputs) >= {"encoder"}
+    manifest = read_manifest(tmp_path / "prior")
+    assert set(manifest.inputs) >= {"encoder"}
+    assert manifest.selection["saw_validation"]
+    assert "are no estimate for new ones" in capsys.readouterr().err
 
 
 def test_pictures_are_made_with_an_official_prior_beside_it(home, capsys, monkeypatch):
@@ -91,6 +120,7 @@ def test_pictures_are_made_with_an_official_prior_beside_it(home, capsys, monkey
     assert (prior.interface, prior.data) == (encoder.interface, encoder.data)
     network = eegrecon.load(home / "run" / "prior")
     assert network.scheduler.config.prediction_type == "epsilon"
+    assert network.scheduler.config.clip_sample  # as the official sampler does
     monkeypatch.setattr(evaluate, "load_judge", lambda name: pixels)
     monkeypatch.setattr(evaluate, "load_target_space", lambda interface: pixels)
     generator = f"generator.args={{base: {home / 'sdxl'}, num_inference_steps: 1, guidance_scale: 1.0, size: 16}}"
@@ -99,6 +129,23 @@ def test_pictures_are_made_with_an_official_prior_beside_it(home, capsys, monkey
     found = load_embeds(home / "run" / "reconstruct" / "embeds" / "test.safetensors")
     assert np.isfinite(found["pred_image_embeds"]).all()
     assert len(list((home / "run" / "reconstruct" / "pictures").iterdir())) == len(found["image_index"])
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "override"),
+    [("prior.pt", "prior", "diffusion.prediction_type=sample"), ("encoder.pth", "encoder", "encoder.name=nice")],
+)
+def test_what_the_checkpoint_decides_cannot_be_overridden(home, tmp_path, capsys, file, stage, override):
+    assert main(words(home, "import-atm", stage, "--out", str(tmp_path), override, file=file)) == 2
+    assert f"{override.partition('=')[0]} cannot be chosen: the checkpoint" in capsys.readouterr().err
+
+
+def test_the_clamp_of_the_official_sampler_can_be_left_out(home, tmp_path):
+    assert (
+        main(words(home, "import-atm", "prior", "--out", str(tmp_path), "diffusion.clip_sample=false", file="prior.pt"))
+        == 0
+    )
+    assert not eegrecon.load(tmp_path / "prior").scheduler.config.clip_sample
 
 
 def test_the_encoder_of_april(home, tmp_path):

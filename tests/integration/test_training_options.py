@@ -25,6 +25,7 @@ SMALL = ("data.split.val_concepts=4", "loader.batch_size=16", "baseline_ridge=fa
          "latent_target.name=''", "encoder={name: mlp, args: {hidden: [16]}}", TRAINER)  # fmt: skip
 LOSO = ("data.protocol=leave_one_subject_out", "data.subjects=[1,2,3]")
 MONITOR = "val/retrieval_top1_4way"
+MONITOR_3, MONITOR_5 = (f"select.monitor=val/retrieval_top1_{n}way" for n in (3, 5))
 
 
 @pytest.fixture(scope="module")
@@ -201,16 +202,59 @@ def test_training_starts_exactly_where_the_other_run_ended(root, left_out, tmp_p
         (CALIBRATION, 3, ArtifactError, "holds another network than this config's encoder 'mlp'"),
         ((ENIGMA, "data.keep_minutes=0.01"), 3, ConfigError, "validation takes 4 of them"),
         ((ENIGMA, "data.keep_minutes=-1"), 3, ConfigError, "data.keep_minutes is -1"),
-        (("encoder={name: enigma, args: {n_subjects: 2}}",), 3, ConfigError, "holds 3, but .* subjects 1 to 2: set"),
+        ((ENIGMA, *LOSO), 1, ArtifactError, "was trained on subject 1, whom this run leaves out"),
+        (
+            (ENIGMA, "data.split.split_seed=5"),
+            3,
+            ArtifactError,
+            "concepts that this run validates on .*4 with split_seed 0",
+        ),
+        ((ENIGMA, "data.split.val_concepts=5", MONITOR_5), 3, ArtifactError, "it held out 4 .*here 5 with"),
+        ((ENIGMA, "permute_labels=true"), 3, ArtifactError, "permute_labels False there, True here"),
         (("encoder={name: ridge}", AUGMENT, "ema_decay=0.9"), 3, ConfigError, "ema_decay is set.*augment is set"),
         (("select.patience=2", "select.epoch=last"), 3, ConfigError, "select.patience may stop before"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(root, left_out, tmp_path, overrides, subject, error, words):
+def test_what_does_not_fit_with_the_initial_run_is_one_sentence(
+    root, left_out, tmp_path, overrides, subject, error, words
+):
     start = () if "ridge" in overrides[0] else (f"init.run={left_out}",)
     with pytest.raises(error, match=words):
         run(root, tmp_path / "encoder", *start, *overrides, subject=subject)
     assert not (tmp_path / "encoder" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("encoder={name: enigma, args: {n_subjects: 2}}",), "holds 3, but .* subjects 1 to 2: set"),
+        ((ENIGMA, *LOSO), "subject 3, who is left out, .* which nothing trains while subject_dropout is 0: set"),
+    ],
+)
+def test_a_subject_without_a_row_that_was_trained_is_refused(root, tmp_path, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        run(root, tmp_path / "encoder", *overrides, subject=3)
+
+
+def test_what_training_started_from_is_in_the_stamp_and_is_not_forgotten(root, left_out, tmp_path):
+    manifest = run(
+        root, tmp_path / "encoder", f"init.run={left_out}", ENIGMA, "data.split.val_concepts=3", MONITOR_3, subject=3
+    )
+    assert manifest.selection["training"] == "within_subject from leave_one_subject_out"
+    assert manifest.selection["met_subjects"] == [1, 2, 3]
+    stamp = Protocol.from_metrics(json.loads((tmp_path / "encoder" / "metrics.json").read_text())["protocol"])
+    assert stamp.training == manifest.selection["training"]
+    # Its own data block names subject 3 alone, but its weights have met 1 and 2.
+    again = (f"init.run={tmp_path}", ENIGMA, "data.split.val_concepts=3", MONITOR_3, "data.subjects=[1,2]", LOSO[0])
+    with pytest.raises(ArtifactError, match="was trained on subject 1, whom this run leaves out"):
+        run(root, tmp_path / "again" / "encoder", *again, subject=1)
+
+
+def test_eeg_can_be_left_as_the_store_holds_it(root, tmp_path):
+    run(root, tmp_path / "run", "standardise_eeg=false")
+    found = weights(tmp_path / "run")
+    assert found["channel_mean"].unique().tolist() == [0.0]
+    assert found["channel_std"].unique().tolist() == [1.0]
 
 
 def test_bfloat16_trains_and_is_said(root, tmp_path):

@@ -9,7 +9,7 @@ Li et al., NeurIPS 2024 (arXiv 2403.07721), section 3; layer by layer after the 
 * layers that the official forward never calls (subject-wise linears, time features) do not exist here.
 
 `token_slice: official, position: sinusoidal, subject_token: per_subject` is today's main;
-`attention_axis: time, subject_token: none, subject_linear: true` is the code of April 2024 (e0dfa58).
+`attention_axis: time, position: sinusoidal, subject_token: none, subject_linear: true` is that of April 2024 (e0dfa58).
 """
 
 from jaxtyping import Float, Int
@@ -28,7 +28,8 @@ class ATMS(ATMAttention):
         n_times: samples of a trial (250 in the paper); any number from 75 on.
         dim: size of the target embedding.
         attention_axis: what is a token: "channel" (the paper's text; main) or "time" (April 2024).
-        position: "none" (the paper's best; in effect all code before 2025-12-24), "sinusoidal" (main) or "learnable".
+        position: "none" (the paper's best; in effect main before 2025-12-24), "sinusoidal" (main; April 2024) or
+            "learnable".
         subject_token: "none" (April 2024), "shared" (one learned token) or "per_subject" (main), with a shared one for
             unknown subjects.
         token_slice: "all" channels, or the "official" subject token and all channels but the last (main).
