@@ -21,7 +21,6 @@ from eegrecon.data.batches import (
     as_is,
     held_on,
     loader,
-    picture_rows,
     whole,
 )
 from eegrecon.data.budget import within_budget
@@ -54,7 +53,8 @@ class ThingsDataModule(lightning.LightningDataModule):
     - encoder, val: the same (without levels) over all pictures of the held-out concepts, always averaged, and gallery
       (b,) bool, true for the first picture of each concept; test (`reconstruct`, `evaluate`): the same without gallery.
     - prior: eeg_embeds (b, cond_dim), image_embeds (b, dim), subject (b,), image_index (b,); val also gallery (b,).
-    - generator (after `set_embeds`): image_embeds (b, dim), image_index (b,), draw (b,).
+    - generator (after `set_pictures`): image_embeds (b, dim), image_index and draw (b,), if asked for latents
+      (b, 4, h, w) and caption (b,).
 
     `batch_size` counts rows over all processes. The trainer needs `use_distributed_sampler=False`: sharding is done
     here, in training by `GlobalBatchSampler`, elsewhere in contiguous shards. Under several processes validation shards
@@ -346,23 +346,18 @@ class ThingsDataModule(lightning.LightningDataModule):
         dataset = self.dataset(part)
         return loader(dataset, ShardBatchSampler(len(dataset), self.batch_size), self.num_workers, self.seed)
 
-    def set_embeds(self, image_embeds: Sequence[Tensor], image_index: Tensor) -> None:
-        """Give the generator its rows, one loader for each tensor (say decoded embeddings, then the pictures' own).
-
-        Args:
-            image_embeds: tensors (n, draws, dim); every draw becomes a picture of its own.
-            image_index: (n,).
-        """
-        self._pictures = [picture_rows(embeds, image_index) for embeds in image_embeds]
+    def set_pictures(self, rows: Sequence[RowDataset]) -> None:
+        """Give the generator its rows (`picture_rows`), one loader for each, such as the decoded and the ceiling's."""
+        self._pictures = list(rows)
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """Generator batches of this process's share of what `set_embeds` was given, none repeated.
+        """Generator batches of this process's share of what `set_pictures` was given, none repeated.
 
         Raises:
-            DataError: `set_embeds` was not called.
+            DataError: `set_pictures` was not called.
         """
         if not self._pictures:
-            raise DataError("The generator has no embeddings yet: call set_embeds before Trainer.predict.")
+            raise DataError("The generator has no rows yet: call set_pictures before Trainer.predict.")
         rank, world_size = self._place()
         size = max(1, self.batch_size // world_size)
         shares = [RowDataset(rows.__getitems__(range(rank, len(rows), world_size))) for rows in self._pictures]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from eegrecon.data.eeg_rows import EEGSource
 from eegrecon.data.memory import SHARE, free_bytes
 from eegrecon.data.streams import generator_of
-from eegrecon.errors import ConfigError, DataError
+from eegrecon.errors import ConfigError
 
 Batch = dict[str, Any]
 
@@ -196,28 +196,6 @@ class RowDataset(Dataset[Batch]):
     def on(self, device: torch.device) -> "RowDataset":
         """The same rows, kept on the device."""
         return RowDataset(_on(self.columns, device))
-
-
-def picture_rows(image_embeds: Tensor, image_index: Tensor) -> RowDataset:
-    """What the generator is given: image_embeds (n · draws, dim), image_index and draw (n · draws,).
-
-    Args:
-        image_embeds: (n, draws, dim); every draw becomes a row of its own.
-        image_index: (n,).
-
-    Raises:
-        DataError: They differ in length.
-    """
-    n, draws = image_embeds.shape[:2]
-    if n != len(image_index):
-        raise DataError(f"The generator needs an embedding of each of {len(image_index)} pictures, got {n}.")
-    return RowDataset(
-        {
-            "image_embeds": image_embeds.float().cpu().flatten(0, 1),
-            "image_index": image_index.long().cpu().repeat_interleave(draws),
-            "draw": torch.arange(draws).repeat(n),
-        }
-    )
 
 
 def whole(dataset: TrialDataset | RowDataset) -> Batch:

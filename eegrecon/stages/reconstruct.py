@@ -31,6 +31,7 @@ from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import ReconstructionWriter
 from eegrecon.config import GENERATORS, config_hash, parse_yaml, to_dict, to_yaml
 from eegrecon.data import ImageSet, target_dir, trial_dir
+from eegrecon.data.picture_rows import PictureInputs, picture_rows, vocabulary
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
@@ -91,8 +92,12 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         for folder in (PICTURES, CEILING):  # a killed attempt may have used other settings
             shutil.rmtree(directory / folder, ignore_errors=True)
     own = embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1)  # what the seen pictures themselves give
-    upstream.data.set_embeds([embeds["pred_image_embeds"], own], embeds["image_index"])
-    trainer.predict(GeneratorModule(generator, seed=cfg.seed), datamodule=upstream.data, return_predictions=False)
+    inputs = [PictureInputs(embeds["pred_image_embeds"]), PictureInputs(own)]
+    words = vocabulary(inputs)
+    upstream.data.set_pictures([picture_rows(one, embeds["image_index"], words) for one in inputs])
+    trainer.predict(
+        GeneratorModule(generator, seed=cfg.seed, words=words), datamodule=upstream.data, return_predictions=False
+    )
     manifest = trained_manifest(
         STAGE,
         command,

@@ -11,6 +11,7 @@ import torch
 
 from eegrecon.artifacts import save_embeds
 from eegrecon.data import THINGS_EEG2_CHANNELS, target_dir, trial_dir
+from eegrecon.data.picture_rows import PictureInputs, picture_rows
 from eegrecon.datamodule import ThingsDataModule
 from eegrecon.errors import ConfigError, DataError
 from tests.builders import build_tiny_set
@@ -240,12 +241,12 @@ def test_prior_refuses_embeddings_of_another_split(tiny_set, tmp_path):
 
 def test_generator_batches(tiny_set):
     dm = module_of(tiny_set, stage="reconstruct", batch_size=3)
-    with pytest.raises(DataError, match="call set_embeds"):
+    with pytest.raises(DataError, match="call set_pictures"):
         dm.predict_dataloader()
     embeds, index = torch.randn(4, 2, 6), torch.tensor([36, 37, 38, 39])
     with pytest.raises(DataError, match="each of 3 pictures, got 4"):
-        dm.set_embeds([embeds], index[:3])
-    dm.set_embeds([embeds, embeds[:, :1]], index)
+        picture_rows(PictureInputs(embeds), index[:3])
+    dm.set_pictures([picture_rows(PictureInputs(one), index) for one in (embeds, embeds[:, :1])])
     both, first = dm.predict_dataloader()
     assert [len(batch["draw"]) for batch in both] == [3, 3, 2]
     every = rows(both)
@@ -303,7 +304,7 @@ def test_lightning_moves_the_epoch_on_and_resumes(tiny_set, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lightning_predicts_every_picture_once(tiny_set, tmp_path):
     dm, recorder = module_of(tiny_set, stage="reconstruct", batch_size=3), Recorder()
-    dm.set_embeds([torch.randn(4, 1, 6)], torch.arange(36, 40))
+    dm.set_pictures([picture_rows(PictureInputs(torch.randn(4, 1, 6)), torch.arange(36, 40))])
     trainer(tmp_path, enable_checkpointing=False).predict(recorder, datamodule=dm, return_predictions=False)
     assert recorder.predicted == [36, 37, 38, 39]
 
@@ -352,6 +353,7 @@ TWO_PROCESSES = """
 import json, sys
 from pathlib import Path
 import torch
+from eegrecon.data.picture_rows import PictureInputs, picture_rows
 from tests.unit.test_datamodule import Recorder, module_of, trainer
 
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -361,7 +363,7 @@ fit = trainer(out, max_epochs=2, **ddp)
 fit.fit(recorder, datamodule=module_of(root))
 rank = fit.global_rank
 dm = module_of(root, stage="reconstruct", batch_size=2)
-dm.set_embeds([torch.randn(5, 1, 6)], torch.arange(36, 41))
+dm.set_pictures([picture_rows(PictureInputs(torch.randn(5, 1, 6)), torch.arange(36, 41))])
 trainer(out, **ddp).predict(recorder, datamodule=dm, return_predictions=False)
 val = [row for batch in recorder.validated for row in batch]
 (out / f"{rank}.json").write_text(json.dumps({"seen": recorder.seen, "predicted": recorder.predicted, "val": val}))

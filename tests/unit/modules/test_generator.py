@@ -40,3 +40,22 @@ def test_a_picture_depends_on_seed_image_and_draw_alone():
 def test_nothing_is_trained():
     module = GeneratorModule(Noise(), seed=0)
     assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+class Echo(nn.Module):
+    """Shows what it was given."""
+
+    def forward(self, image_embeds, *, latents=None, prompts=None, generators):
+        self.given = (latents, prompts)
+        return torch.zeros(len(image_embeds), 3, 2, 2)
+
+
+def test_latents_and_words_reach_the_generator():
+    echo = Echo()
+    module = GeneratorModule(echo, seed=0, words=["a cat", "a dog"])
+    latents = torch.randn(2, 4, 2, 2)
+    module.predict_step({**batch((1, 0), (2, 0)), "latents": latents, "caption": torch.tensor([1, 0])}, 0)
+    assert torch.equal(echo.given[0], latents)
+    assert echo.given[1] == ["a dog", "a cat"]
+    module.predict_step(batch((1, 0)), 0)
+    assert echo.given == (None, None)
