@@ -16,7 +16,7 @@ EEGRECON   = $(BIN)/python -m eegrecon
 RUN_FLAGS  = --exp $(EXP) --subject $(SUBJECT) --seed $(SEED) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: setup download prepare-data extract-targets train-encoder train-prior reconstruct evaluate sweep pocket-weights tensorboard test test-slow lint help clean
+.PHONY: setup download prepare-data extract-targets train-encoder train-prior train-low-level reconstruct evaluate sweep pocket-weights tensorboard test test-slow lint help clean
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "eegrecon needs Python 3.11 or newer on the PATH, and found none." >&2; exit 2; }
@@ -35,6 +35,8 @@ train-encoder: $(READY) ## stage 1: EEG to EEG embedding (makes what is missing 
 	$(EEGRECON) train-encoder --upstream $(RUN_FLAGS)
 train-prior: $(READY) ## stage 2: EEG embedding to image embedding (makes what is missing before it)
 	$(EEGRECON) train-prior --upstream $(RUN_FLAGS)
+train-low-level: $(READY) ## the low-level pathway: EEG to VAE latents (makes what is missing before it)
+	$(EEGRECON) train-low-level --upstream $(RUN_FLAGS)
 reconstruct: $(READY) ## stage 3: pictures, grid and metrics.json (makes what is missing before it)
 	$(EEGRECON) reconstruct --upstream $(RUN_FLAGS)
 evaluate: $(READY) ## score the encoder on the test trials, and finished reconstructions again

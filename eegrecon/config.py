@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eegrecon.config_choice import Choice
 from eegrecon.config_data import check_data, subject_override
+from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
 from eegrecon.config_prior import (
     DENOISERS,
@@ -57,6 +58,7 @@ from eegrecon.config_schema import (
     SubjectsConfig,
     TargetSpec,
     TrainEncoderConfig,
+    TrainLowLevelConfig,
     TrainPriorConfig,
 )
 from eegrecon.config_sources import (
@@ -80,6 +82,7 @@ __all__ = [
     "GENERATORS",
     "IMAGE_PROJECTIONS",
     "LATENT_HEADS",
+    "LOW_LEVEL",
     "OPTIMS",
     "PRIORS",
     "PROTOCOLS",
@@ -100,6 +103,7 @@ __all__ = [
     "InitConfig",
     "LoaderConfig",
     "LossConfig",
+    "LowLevelLossConfig",
     "PicturesConfig",
     "PocketWeightsConfig",
     "PrepareDataConfig",
@@ -116,6 +120,7 @@ __all__ = [
     "TargetConfig",
     "TargetSpec",
     "TrainEncoderConfig",
+    "TrainLowLevelConfig",
     "TrainPriorConfig",
     "config_hash",
     "did_you_mean",

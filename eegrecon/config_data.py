@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from eegrecon.config_schema import PROTOCOLS, REGIONS, STAGES
 from eegrecon.config_sources import did_you_mean
 
-TRAINING = ("train-encoder", "train-prior")
+TRAINING = ("train-encoder", "train-prior", "train-low-level")
 
 
 def subject_override(stage: str, values: Mapping[str, Any], subject: int) -> str:

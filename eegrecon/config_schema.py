@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from eegrecon.config_choice import Choice
+from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
 from eegrecon.config_prior import PRIORS, DiffusionConfig, RegressionConfig, SampleConfig, ScheduleConfig
 from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
@@ -260,6 +261,33 @@ class TrainPriorConfig:
 
 
 @dataclass(frozen=True)
+class TrainLowLevelConfig:
+    """`train-low-level`: the low-level pathway, EEG to the VAE latent of the picture (an img2img start)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    latent_target: TargetConfig = field(default_factory=TargetConfig)
+    network: Choice = field(default_factory=Choice, metadata={"registry": LOW_LEVEL})
+    # std: the network predicts how a latent differs from the training pictures' mean, in units of each latent channel's
+    # standard deviation; none: latents as they are (the paper). The loss is taken between scaled latents in any case.
+    target_scale: str = field(default="std", metadata={"choices": ("std", "none")})
+    loss: LowLevelLossConfig = field(default_factory=LowLevelLossConfig)
+    # Whose autoencoder decodes latents for the scores of pictures (and for loss.image): "pocket", an SDXL pipeline
+    # folder or a fetched repository, as in the target's model.args.base; "": pictures are not scored.
+    vae: str = ""
+    # Predictions vary less than latents do. true: stretch them around the mean latent until they vary as much, by one
+    # factor a latent channel, measured on the validation pictures.
+    match_variance: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    ema_decay: float = field(default=0.0, metadata={"minimum": 0, "maximum": 0.99999})  # as in train-encoder
+    optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    permute_labels: bool = False  # the control, as in train-encoder
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class ReconstructConfig:
     """`reconstruct`: stage 3, embeddings to pictures, and their scores."""
 
@@ -333,6 +361,7 @@ STAGES = {
     "extract-targets": StageSpec(ExtractTargetsConfig, "extract-targets.yaml", None),
     "train-encoder": StageSpec(TrainEncoderConfig, "encoder.yaml", "encoder"),
     "train-prior": StageSpec(TrainPriorConfig, "prior.yaml", "prior"),
+    "train-low-level": StageSpec(TrainLowLevelConfig, "low-level.yaml", "low_level"),
     "reconstruct": StageSpec(ReconstructConfig, "reconstruct.yaml", "reconstruct"),
     "evaluate": StageSpec(EvaluateConfig, "evaluate.yaml", "evaluate"),
     "pocket-weights": StageSpec(PocketWeightsConfig, "weights.yaml", "weights"),

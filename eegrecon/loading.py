@@ -11,12 +11,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eegrecon.artifacts import read_manifest
-from eegrecon.config import DENOISERS, ENCODERS, IMAGE_PROJECTIONS, LATENT_HEADS, PRIORS, Choice, parse_yaml
+from eegrecon.config import (
+    DENOISERS,
+    ENCODERS,
+    IMAGE_PROJECTIONS,
+    LATENT_HEADS,
+    LOW_LEVEL,
+    PRIORS,
+    Choice,
+    parse_yaml,
+)
 from eegrecon.diffusion.objectives import build_scheduler
 from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
 from eegrecon.errors import ArtifactError
 from eegrecon.manifest import Manifest
 from eegrecon.models.encoders.wrapper import AlignedEncoder
+from eegrecon.models.low_level.wrapper import LowLevelDecoder
 from eegrecon.registry import resolve
 
 # Keys of `diffusion` that `build_scheduler` takes.
@@ -27,7 +37,8 @@ SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule", "clip_sam
 class LoadedStage:
     """A stage's network, rebuilt (eval mode, float32), with its manifest and resolved config.
 
-    `network` is an `AlignedEncoder` (which holds the latent head, if any) or a prior (`ScaledPrior`, `PointPrior`).
+    `network` is an `AlignedEncoder` (which holds the latent head, if any), a prior (`ScaledPrior`, `PointPrior`) or a
+    `LowLevelDecoder`.
     """
 
     network: nn.Module
@@ -39,13 +50,14 @@ def load(stage_dir: str | Path, device: str = "cpu") -> nn.Module:
     """The ready network of a finished stage: eval mode, float32, on `device`.
 
     Args:
-        stage_dir: A directory that `train-encoder` or `train-prior` has finished.
+        stage_dir: A directory that `train-encoder`, `train-prior` or `train-low-level` has finished.
         device: A torch device.
 
     Returns:
-        The `AlignedEncoder` (`forward(eeg (b, n_chans, n_times) in the trial store's unit, subject (b,)) -> (b, dim)`)
-        or the prior, whichever `prior.name` it is
-        (`sample(eeg_embeds (b, dim), generators=…, guidance_scale=…, num_inference_steps=…)`).
+        The `AlignedEncoder` (`forward(eeg (b, n_chans, n_times) in the trial store's unit, subject (b,)) -> (b, dim)`),
+        the prior, whichever `prior.name` it is
+        (`sample(eeg_embeds (b, dim), generators=…, guidance_scale=…, num_inference_steps=…)`), or the `LowLevelDecoder`
+        (`forward(eeg, subject) -> (b, c, h, w)`, latents times the VAE's scaling_factor).
 
     Raises:
         ArtifactError: The directory is unfinished, was tampered with, or does not hold the network its config names.
@@ -61,7 +73,8 @@ def load_stage(stage_dir: str | Path, device: str = "cpu") -> LoadedStage:
     path = directory / "model.safetensors"
     if not path.is_file():
         raise ArtifactError(
-            f"{directory} ({manifest.stage}) holds no network: load a train-encoder or train-prior one."
+            f"{directory} ({manifest.stage}) holds no network: load that of train-encoder, train-prior or "
+            "train-low-level."
         )
     try:
         state = load_file(path)
@@ -81,6 +94,8 @@ def load_stage(stage_dir: str | Path, device: str = "cpu") -> LoadedStage:
 
 
 def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    if manifest.stage == "train-low-level":
+        return _build_low_level(manifest, config, state)
     dim: int = _fact(manifest, "interface", "dim")
     if manifest.stage == "train-encoder":
         n_chans, n_times = len(_fact(manifest, "data", "channels")), _fact(manifest, "data", "n_times")
@@ -106,6 +121,21 @@ def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor])
     if manifest.stage == "train-prior":
         return build_prior(config, dim=dim, cond_dim=dim)
     raise ArtifactError(f"A {manifest.stage} directory holds no network to load.")
+
+
+def _build_low_level(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor]) -> LowLevelDecoder:
+    n_chans, n_times = len(_fact(manifest, "data", "channels")), _fact(manifest, "data", "n_times")
+    shape = tuple(_fact(manifest, "interface", "shape"))
+    facts = {"n_chans": n_chans, "n_times": n_times, "latent_shape": shape}
+    return LowLevelDecoder(
+        resolve(LOW_LEVEL, Choice(**config["network"]), **facts),
+        torch.zeros(n_chans),
+        torch.ones(n_chans),
+        torch.zeros(shape),
+        torch.ones(shape[0], 1, 1),
+        known_subjects=state["known_subjects"].tolist() if "known_subjects" in state else [],
+        standardise=config["target_scale"] == "std",
+    )
 
 
 def build_prior(config: Mapping[str, Any], *, dim: int, cond_dim: int) -> ScaledPrior | PointPrior:

@@ -107,7 +107,7 @@ def _write_targets(set_root: Path, images: ImageSet, code: np.ndarray, rng: np.r
         for partition, index in (("train", images.train_index), ("test", images.test_index)):
             writer.append(partition, values[index].reshape(-1, *dim))
         writer.close()
-        _write_manifest(path, "extract-targets", 0)
+        write_store_manifest(path, "extract-targets", 0)
 
 
 def _write_trials(
@@ -140,10 +140,11 @@ def _write_trials(
             eeg = eeg + NOISE_UV * rng.standard_normal(shape, dtype=np.float32)
             session = np.tile(np.arange(shape[1]), (shape[0], 1))
             writer.append(partition, eeg, index, session)
-    _write_manifest(path, "prepare-data", seed)
+    write_store_manifest(path, "prepare-data", seed)
 
 
-def _write_manifest(path: Path, stage: str, seed: int) -> None:
+def write_store_manifest(path: Path, stage: str, seed: int) -> None:
+    """A manifest over every file of a store, as its stage would leave it."""
     manifest = new_manifest(stage, command="tests/builders.py", config_hash="0" * 64, seed=seed)
     manifest.outputs = {file.name: {} for file in sorted(path.iterdir()) if not file.name.startswith(".")}
     write_manifest(path, manifest)

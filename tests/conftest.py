@@ -13,6 +13,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Annotated shapes and dtypes are checked at every call: here only, users pay nothing for it.
 CHECKED = ["diffusion", "losses", "metrics.functional", "models.encoders", "models.latent_head", "models.priors"]
+CHECKED += ["models.low_level"]
 install_import_hook([f"eegrecon.{name}" for name in CHECKED], "tests.typecheck.check")
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -105,6 +105,15 @@ class TargetStore:
             "normalised": self.l2_normalise or str(header["layer"]).endswith(UNIT_LENGTH),
         }
 
+    def latent_interface(self) -> dict[str, Any]:
+        """What a network that predicts VAE latents and a generator that starts from them must agree on.
+
+        Returns:
+            {name, model, weights_tag, weights_sha256, layer, transform, scaling_factor, shape}.
+        """
+        keys = ("model", "weights_tag", "weights_sha256", "layer", "transform", "scaling_factor")
+        return {"name": self.name, **{key: self.header[key] for key in keys}, "shape": list(self.shape)}
+
     def open(self, partition: Literal["train", "test"], *, verify: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Map one partition: values (n_images, *dim) as stored (never normalised) and image_index (n_images,) int64.
 

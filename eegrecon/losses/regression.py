@@ -1,4 +1,4 @@
-"""Regression losses of the encoder."""
+"""Regression losses: of the encoder, and of the low-level pathway."""
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,24 @@ def mse_latent(
         ValueError: the shapes differ.
     """
     return _mse(latents, target_latents, reduce)
+
+
+def l1_latent(
+    latents: Float[Tensor, "..."], target_latents: Float[Tensor, "..."], *, reduce: bool = True
+) -> Float[Tensor, "*b"]:
+    """Mean absolute difference per latent value; 0 at perfection.
+
+    Args:
+        latents: (b, c, h, w).
+        target_latents: (b, c, h, w), already times the VAE's scaling_factor.
+        reduce: mean over trials, scalar; else one number per trial, (b,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    value, target = _alike(latents, target_latents)
+    per_trial = (value - target).abs().flatten(1).mean(1)
+    return per_trial.mean() if reduce else per_trial
 
 
 def _mse(value: Tensor, target: Tensor, reduce: bool) -> Tensor:

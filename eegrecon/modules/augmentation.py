@@ -7,9 +7,28 @@ import torch
 from torch import Tensor
 
 from eegrecon.data.augment import Augment, drop_channels, mix, mixup_shares, neighbours, shift_in_time
-from eegrecon.data.streams import DROP, MIXUP, NOISE, SHIFT
+from eegrecon.data.streams import DROP, MIXUP, NOISE, SHIFT, generator_of
+from eegrecon.modules.distributed import uniform_rows
 
 Draw = Callable[..., Tensor]  # (purpose, shape=(), normal=False) -> (b, *shape)
+
+
+def row_draws(b: int, seed: int, epoch: int, batch_idx: int) -> Draw:
+    """What is drawn for the rows of one training batch.
+
+    It depends on these numbers, on the purpose and on a row's place in the global batch, and on nothing else.
+
+    Args:
+        b: Rows of this rank.
+        seed: The run's.
+        epoch: Counted from 0.
+        batch_idx: Counted from 0.
+    """
+
+    def draw(purpose: int, shape: tuple[int, ...] = (), *, normal: bool = False) -> Tensor:
+        return uniform_rows(b, generator_of(seed, purpose, epoch, batch_idx), shape, normal=normal)
+
+    return draw
 
 
 def augmented(batch: dict[str, Any], augment: Augment, mean: Tensor, std: Tensor, draw: Draw) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from eegrecon.data.augment import Augment
-from eegrecon.data.streams import FORGET, LEVELS, generator_of
+from eegrecon.data.streams import FORGET, LEVELS
 from eegrecon.losses.objective import EncoderObjective
 from eegrecon.models.encoders.wrapper import AlignedEncoder
-from eegrecon.modules.augmentation import augmented
-from eegrecon.modules.distributed import all_gather_rows, synchronise_batch_statistics, uniform_rows
+from eegrecon.modules.augmentation import augmented, row_draws
+from eegrecon.modules.distributed import all_gather_rows, synchronise_batch_statistics
 from eegrecon.modules.target_levels import LevelMixing
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -93,12 +93,7 @@ class EncoderModule(lightning.LightningModule):
 
         What is drawn depends on seed, epoch, batch and the row's place in the global batch, and on nothing else.
         """
-        b = len(batch["subject"])
-
-        def uniform(purpose: int, shape: tuple[int, ...] = (), *, normal: bool = False) -> Tensor:
-            generator = generator_of(self.seed, purpose, self.current_epoch, batch_idx)
-            return uniform_rows(b, generator, shape, normal=normal)
-
+        uniform = row_draws(len(batch["subject"]), self.seed, self.current_epoch, batch_idx)
         if self.subject_dropout > 0:
             subject = batch["subject"]
             forgotten = (uniform(FORGET) < self.subject_dropout).to(subject.device)

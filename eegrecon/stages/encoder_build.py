@@ -150,7 +150,9 @@ def optimizer_factory(choice: Choice) -> Callable[[Iterable[nn.Parameter]], torc
 
 
 def interface_of(cfg: Any, data: ThingsDataModule, network: AlignedEncoder) -> dict[str, Any]:
-    """The manifest's `interface`: the target space and, where there are any, latent shape and projection.
+    """The manifest's `interface`: the target space and, where there are any, latents and projection.
+
+    `latent` says whose latents the latent head predicts (`TargetStore.latent_interface`).
 
     `projection` says that embeddings lie in a space of `embed_dim` numbers that only this network's `project_images`
     leads to, and not in the target's.
@@ -158,6 +160,7 @@ def interface_of(cfg: Any, data: ThingsDataModule, network: AlignedEncoder) -> d
     interface = data.targets["image"].interface()
     if network.latent_head is not None:
         interface["latent_shape"] = list(data.target_shapes["vae_latent"])
+        interface["latent"] = data.targets["vae_latent"].latent_interface()
     if network.image_projection is not None:
         interface |= {"projection": cfg.image_projection.name, "embed_dim": network.image_projection.dim}
     return interface

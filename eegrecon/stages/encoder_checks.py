@@ -11,16 +11,14 @@ from eegrecon.datamodule import ThingsDataModule
 from eegrecon.errors import ConfigError
 from eegrecon.registry import check_args, lookup
 from eegrecon.stages.encoder_build import build_projection, target_names
-
-# Trainer flags that would leave no epoch to publish, or one chosen on something else than the whole validation split.
-_NEEDED_FLAGS = {
-    "fast_dev_run": (False, 0),
-    "enable_checkpointing": (True, None),
-    "limit_val_batches": (1.0, None),
-    "check_val_every_n_epoch": (1,),
-    "val_check_interval": (1.0, None),
-    "use_distributed_sampler": (False,),
-}
+from eegrecon.stages.training_checks import (
+    EVERY_EPOCH,
+    NEEDED_FLAGS,
+    flag_problems,
+    process_count,
+    selection_problems,
+    set_by_stage,
+)
 
 
 def check_config(cfg: Any) -> None:
@@ -115,36 +113,21 @@ def _loss_problems(cfg: Any) -> list[str]:
 
 def _training_problems(cfg: Any) -> list[str]:
     problems = []
-    processes = _processes(cfg.trainer)
+    processes = process_count(cfg.trainer)
     if cfg.encoder.name != "ridge" and cfg.loader.batch_size // processes < 2:
         problems.append(
             f"loader.batch_size is {cfg.loader.batch_size} over {processes} process{'es' * (processes > 1)}, but the "
             f"loss {cfg.loss.kind} tells pictures of a batch apart and needs at least 2 rows a process"
         )
-    n_way = cfg.data.split.val_concepts
-    if n_way < 2:
-        problems.append(f"data.split.val_concepts is {n_way}, but an epoch is selected on at least 2 concepts")
-    offered = offered_monitors(cfg)
-    if cfg.select.monitor not in offered:
-        problems.append(f"select.monitor is {cfg.select.monitor!r}, expected one of {', '.join(offered)}")
-    elif cfg.select.mode != ("max" if "retrieval" in cfg.select.monitor else "min"):
-        problems.append(f"select.mode is {cfg.select.mode!r}, which would select the worst {cfg.select.monitor}")
+    modes = {monitor: "max" if "retrieval" in monitor else "min" for monitor in offered_monitors(cfg)}
+    problems += selection_problems(cfg, modes)
     if cfg.augment.mixup > 0 and cfg.target.mixing == "uncertainty":
         problems.append(
             f"augment.mixup is {cfg.augment.mixup}, but target.mixing 'uncertainty' follows single pictures, which "
             "mixed trials do not show"
         )
-    if cfg.select.patience and cfg.select.epoch == "last":
-        problems.append("select.epoch is 'last', a fixed number of epochs, but select.patience may stop before")
-    if cfg.data.keep_minutes is not None and cfg.data.keep_minutes <= 0:
-        problems.append(f"data.keep_minutes is {cfg.data.keep_minutes}, but it must be above 0")
-    for name, allowed in _NEEDED_FLAGS.items():
-        if name in cfg.trainer and cfg.trainer[name] not in allowed:
-            problems.append(f"trainer.{name} is {cfg.trainer[name]!r}, but train-encoder needs {allowed[0]!r}")
-    for name in ("callbacks", "logger"):
-        if cfg.trainer.get(name) not in (None, True):
-            problems.append(f"trainer.{name} is set by the stage")
-    return problems
+    problems += flag_problems("train-encoder", cfg.trainer, NEEDED_FLAGS | EVERY_EPOCH)
+    return problems + set_by_stage(cfg.trainer)
 
 
 def _fold_problems(cfg: Any) -> list[str]:
@@ -169,10 +152,3 @@ def offered_monitors(cfg: Any) -> list[str]:
     offered = [f"val/retrieval_top1_{n_way}way", f"val/retrieval_top5_{n_way}way", "val/contrastive"]
     offered += ["val/mse"] * (cfg.image_projection.name == "none")
     return offered + [f"val/{name}" for name in ("cosine", "text", "vae_latent") if getattr(loss, name) > 0]
-
-
-def _processes(trainer: dict[str, Any]) -> int:
-    """How many processes the trainer block asks for, where it says so by a number."""
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    count = len(devices) if isinstance(devices, list | tuple) else devices
-    return max(1, count) * nodes if isinstance(count, int) and isinstance(nodes, int) else 1

@@ -9,21 +9,13 @@ from typing import Any
 from eegrecon.artifacts import Manifest, input_record, read_manifest, require_interface
 from eegrecon.config import DENOISERS, RegressionConfig, TrainPriorConfig
 from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.stages.training_checks import NEEDED_FLAGS, flag_problems
 
 STAGE = "train-prior"
 CROSS_FITTED = "embeds/train_cross_fitted.safetensors"  # of an encoder trained with cross_fit
 SAW_VALIDATION = "saw_validation"  # in an encoder's selection: it was trained on the validation concepts (import-atm)
 RIDGE_MONITOR = "val/prior_cosine"
-# Trainer flags that would leave no epoch to publish, or one chosen on something else than the whole validation split.
-NEEDED_FLAGS: dict[str, tuple[Any, ...]] = {
-    "fast_dev_run": (False, 0),
-    "enable_checkpointing": (True, None),
-    "limit_val_batches": (1.0, None),
-    "val_check_interval": (1.0, None),
-    "use_distributed_sampler": (False,),
-    "callbacks": (None,),
-    "logger": (True, None),
-}
+OWN_FLAGS: dict[str, tuple[Any, ...]] = {"callbacks": (None,), "logger": (True, None)}
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,7 @@ def check_config(cfg: TrainPriorConfig) -> None:
         problems.append(f"select.monitor is {cfg.select.monitor!r}, expected one of {offered}")
     elif cfg.select.mode != mode:
         problems.append(f"select.mode is {cfg.select.mode!r}, which would select the worst {cfg.select.monitor}")
-    for name, allowed in NEEDED_FLAGS.items():
-        if name in cfg.trainer and cfg.trainer[name] not in allowed:
-            problems.append(f"trainer.{name} is {cfg.trainer[name]!r}, but {STAGE} needs {allowed[0]!r}")
+    problems += flag_problems(STAGE, cfg.trainer, NEEDED_FLAGS | OWN_FLAGS)
     every, epochs = cfg.trainer.get("check_val_every_n_epoch", 1), cfg.trainer.get("max_epochs")
     if not isinstance(every, int) or not isinstance(epochs, int) or not 1 <= every <= epochs:
         problems.append(

@@ -12,8 +12,8 @@ from eegrecon.config import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
-    "setup", "download", "prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct", "evaluate",
-    "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
+    "setup", "download", "prepare-data", "extract-targets", "train-encoder", "train-prior", "train-low-level",
+    "reconstruct", "evaluate", "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -48,11 +48,12 @@ def test_a_verb_calls_itself_from_the_venv(verb):
     call = next(line for line in text.splitlines() if "-m eegrecon" in line)
     assert call.startswith(f".venv/bin/python -m eegrecon {verb} ")
     assert call.endswith(" trainer.devices=2")
-    in_run = verb in {"train-encoder", "train-prior", "reconstruct", "evaluate"}
+    trains = {"train-encoder", "train-prior", "train-low-level"}
+    in_run = verb in {*trains, "reconstruct", "evaluate"}
     assert ("--seed 2 --run /r" in call) == in_run
     assert ("--exp pocket_weights" if verb == "pocket-weights" else "--exp mine") in call
     assert ("--subject 3" in call) == (in_run or verb == "prepare-data")
-    assert ("--upstream" in call) == (verb in {"train-encoder", "train-prior", "reconstruct"})
+    assert ("--upstream" in call) == (verb in {*trains, "reconstruct"})
 
 
 def test_continuous_integration_types_the_same_command():

@@ -71,12 +71,27 @@ class AlignedEncoder(nn.Module):
 
     def forward(self, eeg: Float[Tensor, "b n_chans n_times"], subject: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         """EEG (b, n_chans, n_times) in the store's unit, subject (b,) int -> eeg_embeds (b, dim), not L2-normalised."""
-        eeg = (eeg.to(self.channel_mean.dtype) - self.channel_mean[:, None]) / self.channel_std[:, None]
+        eeg = standardised(eeg, self.channel_mean, self.channel_std)
         if self.known_subjects is not None:
-            known = (subject[:, None] == self.known_subjects).any(1)
-            subject = torch.where(known, subject, torch.zeros_like(subject))
+            subject = known_or_zero(subject, self.known_subjects)
         return self.encoder(eeg, subject)
 
     def project_images(self, image_embeds: Float[Tensor, "b target_dim"]) -> Float[Tensor, "b dim"]:
         """Image embeddings as the target store holds them -> the space of `forward`, (b, dim)."""
         return image_embeds if self.image_projection is None else self.image_projection(image_embeds)
+
+
+def standardised(
+    eeg: Float[Tensor, "b n_chans n_times"], mean: Float[Tensor, " n_chans"], std: Float[Tensor, " n_chans"]
+) -> Float[Tensor, "b n_chans n_times"]:
+    """EEG in the store's unit with each channel's training mean taken away, in units of its standard deviation."""
+    return (eeg.to(mean.dtype) - mean[:, None]) / std[:, None]
+
+
+def known_or_zero(subject: Int[Tensor, " b"], known: Int[Tensor, " n"]) -> Int[Tensor, " b"]:
+    """Subject ids, those that are not known turned into 0, the stranger.
+
+    >>> known_or_zero(torch.tensor([2, 3]), torch.tensor([1, 2])).tolist()
+    [2, 0]
+    """
+    return torch.where((subject[:, None] == known).any(1), subject, torch.zeros_like(subject))

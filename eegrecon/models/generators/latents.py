@@ -12,6 +12,7 @@ from eegrecon.models.generators.sdxl import POCKET_DIRECTORY
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL import Image
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -75,6 +76,13 @@ class VaeLatents:
         with torch.inference_mode():
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
             return (posterior.mode() * self.scaling_factor).float().cpu().numpy()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (b, 4, h, w) to pictures (b, 3, size, size) about [0, 1], with gradient.
+
+        Not clamped: a loss on pictures needs a gradient where they leave [0, 1].
+        """
+        return self.vae.decode(latents / self.scaling_factor).sample / 2 + 0.5
 
 
 def load_vae(base: str = "pocket", size: int = 64) -> VaeLatents:
