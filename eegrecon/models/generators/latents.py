@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eegrecon.artifacts import sha256_file
 from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.generators.sdxl import POCKET_DIRECTORY
+from eegrecon.models.generators.sdxl_files import POCKET_DIRECTORY
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,10 @@ import torch
 from torch import nn
 
 from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.generators.pocket_sdxl import CONDITIONING_FILE, IP_ADAPTER_FOLDER
+from eegrecon.models.generators import sdxl_files as files
+from eegrecon.models.generators.prompts import PromptEmbeds
 
-POCKET_DIRECTORY = Path(__file__).resolve().parents[2] / "pocket" / "weights" / "sdxl"
-
-# What published adapters were trained on (h94/IP-Adapter README): file stem → target space.
-PUBLISHED_CONDITIONING: dict[str, dict[str, Any]] = {
-    "ip-adapter_sdxl_vit-h": {
-        "model": "ViT-H-14",
-        "weights_tag": "laion2b_s32b_b79k",
-        "dim": 1024,
-        "normalised": False,
-    },
-    "ip-adapter_sdxl": {"model": "ViT-bigG-14", "weights_tag": "laion2b_s39b_b160k", "dim": 1280, "normalised": False},
-}
+DECODED_PIXELS = 2**20  # pictures of so many pixels together are decoded at once: decoding takes the most memory
 
 
 class SDXLGenerator(nn.Module):
@@ -36,6 +24,9 @@ class SDXLGenerator(nn.Module):
         conditioning: The target space the adapter was trained on (keys as in a target store's interface), {} if the
             adapter does not say.
         size: Height and width of the pictures, pixels.
+        latent_shape: (4, h, w) of the latents it may start from.
+        scaling_factor: Of its autoencoder; latents are the posterior's times this.
+        folder: Where the pipeline lies.
     """
 
     def __init__(
@@ -46,6 +37,10 @@ class SDXLGenerator(nn.Module):
         guidance_scale: float = 2.0,
         size: int = 64,
         torch_dtype: str = "float32",
+        variant: str = "",
+        captions: bool = False,
+        prompt_strength: float = 1.0,
+        strength: float = 0.8,
     ) -> None:
         """Load the pipeline and its adapter from disk; nothing is downloaded.
 
@@ -56,41 +51,72 @@ class SDXLGenerator(nn.Module):
                 "owner/repository/folder/file.safetensors" fetched before. Published layout, one projection layer.
             num_inference_steps: Denoising steps.
             guidance_scale: Classifier-free guidance; at 1 or below there is none (one network call a step).
-            size: Height and width of the pictures, pixels; a multiple of the autoencoder's factor.
-            torch_dtype: Type the weights are held in: "float32", "bfloat16" or "float16".
+            size: Height and width of the pictures, pixels; a multiple of 8 and of the autoencoder's factor.
+            torch_dtype: Type the weights are held in: "float32", "bfloat16" or "float16". In float16 the autoencoder
+                stays in float32, since SDXL's overflows to black pictures.
+            variant: "" or "fp16": which of a repository's weight files are read.
+            captions: Keep the text encoders, so that `forward` takes prompts; else only the empty prompt is embedded,
+                once, and they are released (1.6 GB of SDXL in half precision).
+            prompt_strength: 0: captions count nothing; 1: fully; between: a straight line between the embeddings of
+                the empty prompt and of the caption.
+            strength: Of latents that are given as a start: how much of the way is still denoised (SDEdit). 0.8 is what
+                ATM's code uses in its batch loop (0.5 in its paper); latents from EEG hold little more than layout. At
+                1 nothing of them is left: as from noise.
 
         Raises:
             ConfigError: Unknown `torch_dtype`, or a number outside its range.
             DataError: Weights that are not there, or unreadable.
         """
         super().__init__()
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if torch_dtype not in dtypes:
-            raise ConfigError(f"generator.args.torch_dtype is {torch_dtype!r}; choose one of {', '.join(dtypes)}.")
+        dtype = files.torch_dtype_of(torch_dtype)
         if num_inference_steps < 1 or size < 1 or guidance_scale < 0:
             raise ConfigError(
                 "generator.args: num_inference_steps and size must be at least 1 and guidance_scale at least 0; got "
                 f"{num_inference_steps}, {size} and {guidance_scale}."
             )
-        folder = POCKET_DIRECTORY if base == "pocket" else Path(base)
-        with _quiet_diffusers():
-            self._pipe = _load_pipeline(folder if base == "pocket" or folder.is_dir() else base, dtypes[torch_dtype])
-            weights = _adapter_weights(folder, ip_adapter)
-            _load_adapter(self._pipe, weights)
-        if size % self._pipe.vae_scale_factor:
+        if not 0 < strength <= 1 or not 0 <= prompt_strength <= 1:
             raise ConfigError(
-                f"generator.args.size is {size}; it must be a multiple of {self._pipe.vae_scale_factor} for {base}."
+                "generator.args: strength must be above 0 and at most 1, and prompt_strength from 0 to 1; got "
+                f"{strength} and {prompt_strength}."
             )
+        self.folder = files.find_base(base, variant)
+        adapter = files.find_adapter(self.folder, ip_adapter)
+        with files.quiet_diffusers():
+            self._pipe = files.load_pipeline(self.folder, dtype, variant)
+            self.dim = files.load_adapter(self._pipe, adapter)
+        factor = self._pipe.vae_scale_factor
+        if size % max(8, factor):
+            raise ConfigError(f"generator.args.size is {size}; it must be a multiple of {max(8, factor)} for {base}.")
         # registered so that .to(device) reaches them; the pipeline holds the same objects
         self.unet, self.vae = self._pipe.unet, self._pipe.vae
-        self.text_encoders = nn.ModuleList(
-            encoder for encoder in (self._pipe.text_encoder, self._pipe.text_encoder_2) if encoder is not None
-        )
+        self.prompt_embeds = PromptEmbeds(self._pipe, captions=captions, strength=prompt_strength)
+        self._from_latents = files.image_to_image(self._pipe)
         self.requires_grad_(False)
         self.eval()
         self.num_inference_steps, self.guidance_scale, self.size = num_inference_steps, guidance_scale, size
-        self.dim = self.unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features
-        self.conditioning = _conditioning(weights)
+        self.strength = float(strength)
+        self.latent_shape = (int(self.vae.config.latent_channels), size // factor, size // factor)
+        self.scaling_factor = float(self.vae.config.scaling_factor)
+        self.conditioning = files.conditioning_of(adapter)
+        self._vae_moments = _vae_moments(self.vae.config)
+
+    @property
+    def vae_weights(self) -> Path:
+        """The autoencoder's file of full precision, by whose hash a store of latents says where it is from."""
+        return self.folder / "vae" / "diffusion_pytorch_model.safetensors"
+
+    def check(self, *, latents: bool = False, captions: bool = False) -> None:
+        """Whether it can be called with latents or captions, before anything is made.
+
+        Raises:
+            ConfigError: It cannot, with what to change.
+        """
+        self.prompt_embeds.check(captions=captions)
+        if latents and int(self.num_inference_steps * self.strength) < 1:
+            raise ConfigError(
+                f"generator.args: strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to "
+                f"denoise latents: strength x num_inference_steps must be at least 1, so raise one of them."
+            )
 
     @torch.no_grad()
     def forward(
@@ -105,8 +131,9 @@ class SDXLGenerator(nn.Module):
 
         Args:
             image_embeds: (b, dim) in the space the adapter was trained on (`conditioning`).
-            latents: Low-level latents to start from; not supported yet, must be None.
-            prompts: b captions, or None for empty ones. The pocket model has no text encoder and takes none.
+            latents: (b, 4, h, w) to start from, in this autoencoder's space times its `scaling_factor`, about unit
+                variance; they are noised to `strength` by the scheduler. None: from noise.
+            prompts: b captions, or None for empty ones; needs `captions`.
             generators: b CPU generators; picture i draws its noise from generators[i] alone, so a picture does not
                 depend on what else is in the batch (beyond 1/255 a pixel, from batched arithmetic).
 
@@ -114,7 +141,8 @@ class SDXLGenerator(nn.Module):
             (b, 3, size, size) float32 in [0, 1].
 
         Raises:
-            ConfigError: An argument this generator cannot honour.
+            ConfigError: An argument this generator cannot honour, or numbers that overflow in its `torch_dtype`.
+            DataError: Embeddings or latents that are not finite.
             ValueError: Shapes that do not fit.
         """
         batch = len(image_embeds)
@@ -122,139 +150,64 @@ class SDXLGenerator(nn.Module):
             raise ValueError(f"image_embeds must be (b, {self.dim}), got {tuple(image_embeds.shape)}")
         if len(generators) != batch:
             raise ValueError(f"one generator per picture is needed: {batch} pictures, {len(generators)} generators")
+        _check_finite(image_embeds, "image_embeds", "the prior gave no embedding there")
+        self.check(latents=latents is not None, captions=prompts is not None)
         if latents is not None:
-            raise ConfigError("the sdxl generator does not start from low-level latents yet; pass latents=None.")
+            if tuple(latents.shape) != (batch, *self.latent_shape):
+                raise ValueError(
+                    f"latents must be (b, {', '.join(map(str, self.latent_shape))}) for pictures of {self.size} px, "
+                    f"got {tuple(latents.shape)}: make them with this generator's autoencoder at this size"
+                )
+            _check_finite(latents, "latents", "make them again")
         image_embeds = image_embeds.to(self.unet.dtype)
         if self.guidance_scale > 1:  # diffusers' do_classifier_free_guidance; the negative is the zero embedding
             image_embeds = torch.cat([torch.zeros_like(image_embeds), image_embeds])
-        pictures = self._pipe(
-            **self._text(batch, prompts),
-            ip_adapter_image_embeds=[image_embeds[:, None, :]],
-            height=self.size,
-            width=self.size,
+        call: dict[str, Any] = {
+            **self.prompt_embeds(batch, prompts),
+            "ip_adapter_image_embeds": [image_embeds[:, None, :]],
             # the micro-conditioning of training: nothing cropped, nothing enlarged (facts/pocket.md, trap 2)
-            original_size=(self.size, self.size),
-            target_size=(self.size, self.size),
-            crops_coords_top_left=(0, 0),
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=float(self.guidance_scale),
-            generator=list(generators),
-            output_type="pt",
-        ).images
-        return pictures.float().clamp(0, 1)
-
-    def _text(self, batch: int, prompts: Sequence[str] | None) -> dict[str, Any]:
-        if len(self.text_encoders):
-            if prompts is not None and len(prompts) != batch:
-                raise ValueError(f"one prompt per picture is needed: {batch} pictures, {len(prompts)} prompts")
-            return {"prompt": list(prompts) if prompts is not None else [""] * batch}
-        if prompts is not None:
-            raise ConfigError("this generator has no text encoder and cannot use captions; pass prompts=None.")
-        config = self.unet.config
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        zeros = torch.zeros(batch, 1, config.cross_attention_dim, dtype=self.unet.dtype, device=self.unet.device)
-        zeros_pooled = zeros.new_zeros(batch, pooled)
-        return {
-            "prompt_embeds": zeros,
-            "negative_prompt_embeds": zeros,
-            "pooled_prompt_embeds": zeros_pooled,
-            "negative_pooled_prompt_embeds": zeros_pooled,
+            "original_size": (self.size, self.size),
+            "target_size": (self.size, self.size),
+            "crops_coords_top_left": (0, 0),
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": float(self.guidance_scale),
+            "generator": list(generators),
+            "output_type": "latent",  # decoded below, in the autoencoder's own type
         }
+        if latents is None or self.strength == 1:
+            made = self._pipe(**call, height=self.size, width=self.size).images
+        else:  # diffusers noises four channels as they are: neither encoded nor scaled
+            made = self._from_latents(**call, image=latents.to(self.unet.dtype), strength=self.strength).images
+        return self._decode(made)
 
-
-def _load_pipeline(base: Path | str, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionXLPipeline
-
-    class PerPicturePipeline(StableDiffusionXLPipeline):
-        """SDXL whose adapter embeddings belong to one picture each.
-
-        diffusers 0.42.1 repeats `ip_adapter_image_embeds` by the batch size, so that every picture of a batch sees
-        every embedding of it, without an error (facts/pocket.md, trap 1). Here they pass as they come:
-        [(b or 2b, 1, dim)], negatives first.
-        """
-
-        def prepare_ip_adapter_image_embeds(
-            self,
-            ip_adapter_image: Any,
-            ip_adapter_image_embeds: list[torch.Tensor],
-            device: torch.device,
-            num_images_per_prompt: int,
-            do_classifier_free_guidance: bool,
-        ) -> list[torch.Tensor]:
-            return [embeds.to(device=device) for embeds in ip_adapter_image_embeds]
-
-    if isinstance(base, Path) and not (base / "model_index.json").is_file():
-        cure = "run `make pocket-weights`" if base == POCKET_DIRECTORY else "check generator.args.base"
-        raise DataError(f"no SDXL pipeline at {base}: model_index.json is missing; {cure}.")
-    try:
-        pipe = PerPicturePipeline.from_pretrained(
-            base, dtype=dtype, add_watermarker=False, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"generator.args.base {str(base)!r} is neither a readable folder nor a fetched Hugging Face repository; "
-            f"fetch it with `hf download {base}` or name the folder it lies in ({cause})."
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _adapter_weights(base: Path, ip_adapter: str) -> Path | str:
-    if ip_adapter:
-        path = Path(ip_adapter)
-        if path.is_file():
-            return path
-        if ip_adapter.count("/") < 2 or path.is_absolute() or not ip_adapter.endswith(".safetensors"):
-            raise DataError(
-                f"generator.args.ip_adapter {ip_adapter!r} is no file; name a local .safetensors file or "
-                "owner/repository/folder/file.safetensors of a fetched repository."
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to pictures, few at a time."""
+        latents = latents.to(self.vae.device, self.vae.dtype) / self.scaling_factor
+        if self._vae_moments:
+            mean, std = self._vae_moments
+            latents = latents * std.to(latents) + mean.to(latents)
+        rows = max(1, DECODED_PIXELS // self.size**2)
+        pictures = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in latents.split(rows)])
+        if not pictures.isfinite().all():
+            raise ConfigError(
+                f"the generator's numbers overflow in {str(self.unet.dtype).removeprefix('torch.')} (its pictures "
+                "would be black): set generator.args.torch_dtype to bfloat16 or float32."
             )
-        return ip_adapter
-    found = sorted((base / IP_ADAPTER_FOLDER).glob("*.safetensors")) if base.is_dir() else []
-    if len(found) != 1:
+        return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def _check_finite(values: torch.Tensor, name: str, cure: str) -> None:
+    bad = (~values.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
         raise DataError(
-            f"expected one IP-Adapter file in {base / IP_ADAPTER_FOLDER}, found {len(found)}; "
-            "name the file in generator.args.ip_adapter."
+            f"{name} hold NaN or infinity in row {bad[0]} ({len(bad)} of {len(values)} rows), expected finite numbers: "
+            f"{cure}."
         )
-    return found[0]
 
 
-def _load_adapter(pipe: Any, weights: Path | str) -> None:
-    if isinstance(weights, Path):
-        where, subfolder, name = str(weights.parent), "", weights.name
-    else:
-        parts = weights.split("/")
-        where, subfolder, name = "/".join(parts[:2]), "/".join(parts[2:-1]), parts[-1]
-    try:
-        pipe.load_ip_adapter(
-            where, subfolder=subfolder, weight_name=name, image_encoder_folder=None, local_files_only=True
-        )
-    except OSError as error:
-        raise DataError(
-            f"generator.args.ip_adapter {str(weights)!r} is not on this machine; fetch it with "
-            f"`hf download {where} {subfolder}/{name}` or name a local file."
-        ) from error
-
-
-def _conditioning(weights: Path | str) -> dict[str, Any]:
-    beside = Path(weights).parent / CONDITIONING_FILE
-    if beside.is_file():
-        return json.loads(beside.read_text())
-    return dict(PUBLISHED_CONDITIONING.get(Path(weights).stem, {}))
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    # load_ip_adapter warns that there is no image encoder, which is the point of passing embeddings
-    from diffusers.utils import logging
-
-    level, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if progress:
-            logging.enable_progress_bar()
+def _vae_moments(config: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and standard deviation of latents where an autoencoder's config has them; SDXL's own has none."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return None
+    return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.generators import sdxl
+from eegrecon.models.generators import sdxl_files
 from eegrecon.models.generators.pocket_sdxl import build_scheduler
 from eegrecon.models.generators.sdxl import SDXLGenerator
 from tests.builders_sdxl import tiny_denoiser, tiny_sdxl, tiny_vae
@@ -82,13 +82,17 @@ def test_arguments_that_cannot_be_honoured_are_rejected(folder):
     generator = build(folder)
     with pytest.raises(ConfigError, match="no text encoder"):
         generator(EMBEDS[:1], prompts=["a cat"], generators=seeds(1))
-    with pytest.raises(ConfigError, match="latents=None"):
-        generator(EMBEDS[:1], latents=torch.zeros(1, 4, 4, 4), generators=seeds(1))
+    with pytest.raises(ConfigError, match=r"captions is true.*no text encoder"):
+        build(folder, captions=True)
+    with pytest.raises(ConfigError, match="strength must be above 0"):
+        build(folder, strength=0.0)
+    with pytest.raises(DataError, match=r"image_embeds hold NaN or infinity in row 1 \(1 of 3 rows\)"):
+        generator(torch.stack([EMBEDS[0], EMBEDS[1] * float("nan"), EMBEDS[2]]), generators=seeds(1, 2, 3))
     with pytest.raises(ValueError, match="one generator per picture"):
         generator(EMBEDS, generators=seeds(1))
     with pytest.raises(ValueError, match=r"\(b, 12\)"):
         generator(torch.zeros(1, 13), generators=seeds(1))
-    with pytest.raises(ConfigError, match="multiple of 4"):
+    with pytest.raises(ConfigError, match="multiple of 8"):
         build(folder, size=18)
     with pytest.raises(ConfigError, match="bfloat16"):
         build(folder, torch_dtype="int8")
@@ -97,7 +101,7 @@ def test_arguments_that_cannot_be_honoured_are_rejected(folder):
 
 
 def test_missing_weights_say_what_to_do(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sdxl, "POCKET_DIRECTORY", tmp_path / "nowhere")
+    monkeypatch.setattr(sdxl_files, "POCKET_DIRECTORY", tmp_path / "nowhere")
     with pytest.raises(DataError, match="make pocket-weights"):
         build("pocket")
     with pytest.raises(DataError, match=r"model_index\.json is missing"):
@@ -113,7 +117,7 @@ def test_missing_weights_say_what_to_do(folder, tmp_path, monkeypatch):
 
 @pytest.mark.weights
 @pytest.mark.skipif(
-    not (sdxl.POCKET_DIRECTORY / "model_index.json").is_file(), reason="no pocket SDXL: make pocket-weights"
+    not (sdxl_files.POCKET_DIRECTORY / "model_index.json").is_file(), reason="no pocket SDXL: make pocket-weights"
 )
 def test_the_shipped_generator():
     generator = SDXLGenerator(num_inference_steps=2)
