@@ -21,6 +21,7 @@ from eegrecon.config_choice import Choice
 from eegrecon.config_data import check_data, subject_override
 from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
+from eegrecon.config_pathways import PathwaysConfig
 from eegrecon.config_prior import (
     DENOISERS,
     PRIORS,
@@ -104,6 +105,7 @@ __all__ = [
     "LoaderConfig",
     "LossConfig",
     "LowLevelLossConfig",
+    "PathwaysConfig",
     "PicturesConfig",
     "PocketWeightsConfig",
     "PrepareDataConfig",

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from eegrecon.config_choice import Choice
 from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
+from eegrecon.config_pathways import PathwaysConfig
 from eegrecon.config_prior import PRIORS, DiffusionConfig, RegressionConfig, SampleConfig, ScheduleConfig
 from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
 
@@ -295,6 +296,9 @@ class ReconstructConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     # A text store: the names of the test concepts, among which trials are classified (empty: not reported).
     text_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
+    # The seen pictures' latents, for the ceiling of a low-level pathway.
+    latent_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
+    pathways: PathwaysConfig = field(default_factory=PathwaysConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     generator: Choice = field(default_factory=Choice, metadata={"registry": GENERATORS})
     draws: int = field(default=1, metadata={"minimum": 1})

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eegrecon.artifacts import read_manifest
 from eegrecon.callbacks.grids import to_pil
 from eegrecon.config import GENERATORS
 from eegrecon.data.epochs import UNIT_WORDS, checked_array, from_epochs, is_odd, spread
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
+from eegrecon.pathways.composition import Pathways
 from eegrecon.pipeline_files import Plan, locate, read_plan, save, upload
 from eegrecon.pipeline_noise import Noise, noise_of, picture_noise, subject_ids
 from eegrecon.registry import resolve
@@ -55,13 +57,15 @@ class EEGToImagePipeline:
     Attributes:
         encoder: EEG to EEG embedding (`AlignedEncoder`).
         prior: EEG embedding to image embedding (has `sample`).
+        pathways: What is said beside the prior: latents to start from, words (`Pathways`).
         image_generator: Image embedding to picture.
         plan: What the run or the saved pipeline says: the form of its EEG (`plan.eeg`), defaults of sampling.
         device: Where it runs.
     """
 
-    def __init__(self, encoder: Any, prior: Any, image_generator: Any, plan: Plan) -> None:
-        self.encoder, self.prior, self.image_generator, self.plan = encoder, prior, image_generator, plan
+    def __init__(self, encoder: Any, prior: Any, pathways: Pathways, image_generator: Any, plan: Plan) -> None:
+        self.encoder, self.prior, self.pathways = encoder, prior, pathways
+        self.image_generator, self.plan = image_generator, plan
         self.device = torch.device("cpu")
 
     @classmethod
@@ -92,17 +96,19 @@ class EEGToImagePipeline:
         encoder = load(plan.home / "encoder")
         prior: Any = load(plan.home / "prior")
         prior.use_scheduler(plan.sample.scheduler, plan.sample.num_inference_steps)
+        pathways = Pathways(plan.pathways, plan.home, read_manifest(plan.home / "encoder", verify=False).data)
         image_generator = resolve(GENERATORS, plan.generator)
         if wrong := mismatches(image_generator, plan.interface):
             raise ArtifactError(
                 f"The generator {plan.generator.name} {plan.generator.args} does not fit the prior in "
                 f"{plan.home / 'prior'}: {'; '.join(wrong)}; name a base and ip_adapter that belong to it."
             )
-        return cls(encoder, prior, image_generator, plan).to(device)
+        pathways.check(image_generator, str(plan.generator.args.get("base", "pocket")))
+        return cls(encoder, prior, pathways, image_generator, plan).to(device)
 
     def to(self, device: str | torch.device) -> EEGToImagePipeline:
         """Move everything to a device; returns the pipeline."""
-        for part in (self.encoder, self.prior, self.image_generator):
+        for part in (self.encoder, self.prior, self.pathways, self.image_generator):
             part.to(device)
         self.device = torch.device(device)
         return self
@@ -216,8 +222,12 @@ class EEGToImagePipeline:
             guidance_scale=prior_guidance_scale,
             num_inference_steps=prior_num_inference_steps,
         )
+        ids = torch.tensor(subjects, device=self.device)
+        inputs = self.pathways.decoded(torch.from_numpy(trials).to(self.device), ids, image_embeds)
         batches = self.generate(
-            image_embeds,
+            inputs.image_embeds,
+            latents=inputs.latents,
+            captions=inputs.captions,
             generator=noise,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
@@ -307,6 +317,8 @@ class EEGToImagePipeline:
         self,
         image_embeds: Tensor,
         *,
+        latents: Tensor | None = None,
+        captions: Sequence[Sequence[str]] | None = None,
         generator: Any = None,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
@@ -316,6 +328,8 @@ class EEGToImagePipeline:
 
         Args:
             image_embeds: (n, draws, dim), in the space that the generator was trained on.
+            latents: (n, 4, h, w) scaled latents to start from; None: from noise.
+            captions: n lists of a prompt for each draw; None: no words.
             generator: As in `__call__`, like the rest.
             guidance_scale: Of the generator.
             num_inference_steps: Of the generator.
@@ -330,6 +344,8 @@ class EEGToImagePipeline:
         noise = [pair[1] for pairs in noise_of(generator, [0] * n, draws) for pair in pairs]
         size = min(self.plan.batch_size if batch_size is None else batch_size, n * draws)
         rows = image_embeds.flatten(0, 1)
+        starts = None if latents is None else latents.repeat_interleave(draws, dim=0)
+        prompts = None if captions is None else [words for row in captions for words in row]
         advice = (
             f"batch_size={size // 2} (--batch-size {size // 2})" if size > 1 else "smaller pictures (generator_args)"
         )
@@ -337,8 +353,13 @@ class EEGToImagePipeline:
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             with _enough_memory(advice, f"a batch of {size} pictures"), _changed(self.image_generator, changed):
-                pictures = self.image_generator(rows[part].to(self.device), generators=noise[part]).float().cpu()
-            yield pictures
+                pictures = self.image_generator(
+                    rows[part].to(self.device),
+                    latents=None if starts is None else starts[part].to(self.device),
+                    prompts=None if prompts is None else prompts[part],
+                    generators=noise[part],
+                )
+            yield pictures.float().cpu()
 
 
 def _at_least(least: int, **numbers: Any) -> None:

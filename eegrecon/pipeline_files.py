@@ -19,13 +19,15 @@ from typing import Any
 
 from eegrecon import __version__
 from eegrecon.artifacts import CONFIG, MANIFEST, Manifest, input_record, read_manifest, sha256_file, write_json
-from eegrecon.config import Choice, SampleConfig, parse_yaml
+from eegrecon.config import Choice, PathwaysConfig, SampleConfig, parse_yaml
 from eegrecon.data.epochs import EEGFormat
 from eegrecon.errors import ArtifactError
+from eegrecon.pathways.composition import BESIDE, stages_of
 
 PIPELINE, CARD = "pipeline.json", "README.md"
 SCHEMA = 1
 STAGES = ("encoder", "prior")
+KEYS = ("generator", "pathways", "sample", "batch_size")  # of reconstruct's config
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -37,6 +39,7 @@ class Plan:
         home: The run or the saved pipeline.
         generator: Name and arguments of the picture generator.
         sample: How the prior is sampled by default.
+        pathways: Which pathways make a picture.
         batch_size: Pictures made together by default.
         stages: sha256 of each stage's manifest.
         eeg: What the encoder was trained on.
@@ -47,6 +50,7 @@ class Plan:
     home: Path
     generator: Choice
     sample: SampleConfig
+    pathways: PathwaysConfig
     batch_size: int
     stages: dict[str, str]
     eeg: EEGFormat
@@ -69,7 +73,7 @@ def locate(source: str | Path, *, revision: str | None = None, cache_dir: str | 
         )
     from huggingface_hub import snapshot_download
 
-    wanted = [PIPELINE, CARD, *(f"{stage}/*" for stage in STAGES)]
+    wanted = [PIPELINE, CARD, *(f"{stage}/*" for stage in (*STAGES, *BESIDE))]
     try:
         found = snapshot_download(str(source), revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
     except (OSError, ValueError) as error:  # no network, no such repository, no such name
@@ -103,14 +107,23 @@ def read_plan(home: Path, generator_args: Mapping[str, Any] | None = None) -> Pl
             "`eegrecon train-prior … --overwrite`."
         )
     saved = (home / PIPELINE).is_file()
-    says = _saved(home, hashes) if saved else _of_run(home)
+    says = _saved(home) if saved else _of_run(home)
     where = home / PIPELINE if saved else home / "reconstruct" / CONFIG
     try:
+        pathways = PathwaysConfig(**(says.get("pathways") or {}))
+        for stage in stages_of(pathways):
+            read_manifest(home / stage, verify=False, fix=f"`eegrecon train-{stage.replace('_', '-')}`")
+            hashes[stage] = input_record(home / stage)["manifest_sha256"]
+        if saved and (changed := [stage for stage in hashes if says["stages"].get(stage) != hashes[stage]]):
+            raise ArtifactError(
+                f"{where} was saved with another {' and '.join(changed)} than lies beside it: save or fetch it again."
+            )
         choice = Choice(says["generator"]["name"], {**says["generator"]["args"], **(generator_args or {})})
         plan = Plan(
             home=home,
             generator=choice,
             sample=_sampling(says["sample"]),
+            pathways=pathways,
             batch_size=int(says["batch_size"]),
             stages=hashes,
             eeg=EEGFormat.from_manifest(manifests["encoder"].data),
@@ -128,7 +141,7 @@ def _sampling(says: Mapping[str, Any]) -> SampleConfig:
     return SampleConfig(float(says["guidance_scale"]), int(says["num_inference_steps"]), **chosen)
 
 
-def _saved(home: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _saved(home: Path) -> dict[str, Any]:
     path = home / PIPELINE
     try:
         says = json.loads(path.read_text(encoding="utf-8"))
@@ -137,15 +150,11 @@ def _saved(home: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(says, dict) or says.get("schema") != SCHEMA:
         found = says.get("schema") if isinstance(says, dict) else says
         raise ArtifactError(f"{path} has schema {found!r}, but this eegrecon reads schema {SCHEMA}: save it again.")
-    if changed := [stage for stage in STAGES if says.get("stages", {}).get(stage) != hashes[stage]]:
-        raise ArtifactError(
-            f"{path} was saved with another {' and '.join(changed)} than lies beside it: save or fetch it again."
-        )
     return says
 
 
 def _of_run(home: Path) -> dict[str, Any]:
-    """The generator, sampling and batch size that `reconstruct` was told, from its resolved config."""
+    """The generator, pathways, sampling and batch size that `reconstruct` was told, from its resolved config."""
     configs = sorted(home.glob(f"reconstruct*/{CONFIG}"))  # a joint run has one for each subject that was tested
     if not configs:
         raise ArtifactError(
@@ -153,7 +162,7 @@ def _of_run(home: Path) -> dict[str, Any]:
             "for this run first."
         )
     read = {path: parse_yaml(path.read_text(encoding="utf-8")) for path in configs}
-    found = {path: {key: says.get(key) for key in ("generator", "sample", "batch_size")} for path, says in read.items()}
+    found = {path: {key: says.get(key) for key in KEYS} for path, says in read.items()}
     first = found[configs[0]]
     if other := next((path for path in configs if found[path] != first), None):
         raise ArtifactError(
@@ -172,7 +181,7 @@ def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
         ArtifactError: A stage is damaged or was replaced after it was loaded, or the directory holds something else.
     """
     with new_directory(directory, PIPELINE, overwrite) as temporary:
-        manifests = {stage: _copy_stage(plan, stage, temporary / stage) for stage in STAGES}
+        manifests = {stage: _copy_stage(plan, stage, temporary / stage) for stage in plan.stages}
         args = dict(plan.generator.args)
         for name in ("base", "ip_adapter"):
             if args.get(name) not in (None, "", "pocket") and Path(str(args[name])).exists():
@@ -184,6 +193,7 @@ def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
             "eegrecon": __version__,
             "generator": {"name": generator.name, "args": args},
             "sample": dataclasses.asdict(plan.sample),
+            "pathways": dataclasses.asdict(plan.pathways),
             "batch_size": plan.batch_size,
             "eeg": plan.eeg.describe(),
             "interface": plan.interface,

@@ -31,12 +31,13 @@ from eegrecon.callbacks.grids import log_picture, picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import ReconstructionWriter
 from eegrecon.config import GENERATORS, config_hash, parse_yaml, to_dict, to_yaml
 from eegrecon.data import ImageSet, target_dir, trial_dir
-from eegrecon.data.picture_rows import PictureInputs, picture_rows, vocabulary
+from eegrecon.data.picture_rows import picture_rows, vocabulary
 from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.modules.generator import GeneratorModule
+from eegrecon.pathways.composition import Pathways, check_pathways
 from eegrecon.registry import resolve
 from eegrecon.stages.data_module import data_module
 from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
@@ -86,13 +87,17 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     generator = resolve(GENERATORS, cfg.generator)
     check_conditioning(generator, upstream.store.interface(), cfg)
+    upstream.pathways.check(generator, str(cfg.generator.args.get("base", "pocket")))
     embeds = decode(cfg, upstream)
     trainer = _trainer(cfg, directory, upstream.data.images, embeds["image_index"])
     if is_rank_zero():
         for folder in (PICTURES, CEILING):  # a killed attempt may have used other settings
             shutil.rmtree(directory / folder, ignore_errors=True)
     own = embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1)  # what the seen pictures themselves give
-    inputs = [PictureInputs(embeds["pred_image_embeds"]), PictureInputs(own)]
+    inputs = [
+        upstream.pathways.decoded(embeds["eeg"], embeds["subject"], embeds["pred_image_embeds"]),
+        upstream.pathways.ceiling(own, embeds.get("latents")),
+    ]
     words = vocabulary(inputs)
     upstream.data.set_pictures([picture_rows(one, embeds["image_index"], words) for one in inputs])
     trainer.predict(
@@ -115,7 +120,10 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         embeds["image_index"].numpy(),
         embeds["subject"].numpy(),
         np.full(len(embeds["subject"]), -1),
-        {name: embeds[name].numpy() for name in ("pred_image_embeds", "ridge_embeds") if name in embeds},
+        {
+            **{name: embeds[name].numpy() for name in ("pred_image_embeds", "ridge_embeds") if name in embeds},
+            **({} if inputs[0].latents is None else {"pred_latents": inputs[0].latents.numpy()}),
+        },
     )
     scored = score_directory(directory, cfg, upstream.store, _protocol(cfg, upstream, embeds))
     write_json(directory / "metrics.json", scored.payload)
@@ -145,9 +153,8 @@ class _Upstream:
         trials = trial_dir(set_root, subject)
         self.encoder = read_manifest(self.encoder_dir, fix="`eegrecon train-encoder`")
         self.prior = read_manifest(self.prior_dir, fix="`eegrecon train-prior`")
-        self.data = data_module(
-            "reconstruct", cfg.data, {"image": cfg.target}, seed=cfg.seed, batch_size=cfg.batch_size
-        )
+        check_pathways(cfg.pathways)
+        self.data = data_module("reconstruct", cfg.data, _targets(cfg), seed=cfg.seed, batch_size=cfg.batch_size)
         self.store = self.data.targets["image"]
         interface = self.store.interface()
         check_target(self.encoder, interface, self.encoder_dir, targets, "`eegrecon train-encoder` with this target")
@@ -160,14 +167,27 @@ class _Upstream:
                 f"The prior in {self.prior_dir} was trained on another encoder than {self.encoder_dir} holds: run "
                 "`eegrecon train-prior … --overwrite`."
             )
+        self.pathways = Pathways(cfg.pathways, run_dir, self.encoder.data)
         self.permuted_labels = bool(self.config("encoder").get("permute_labels", False))
         self.inputs = {"encoder": input_record(self.encoder_dir), "prior": input_record(self.prior_dir)}
         self.inputs |= {"targets": input_record(targets), "trials": input_record(trials)}
-        self.inputs |= text_input(cfg) | permuted_input(cfg)
+        self.inputs |= self.pathways.inputs | text_input(cfg) | permuted_input(cfg)
 
     def config(self, stage: str) -> dict[str, Any]:
         """The resolved config of an upstream stage."""
         return parse_yaml((getattr(self, f"{stage}_dir") / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _targets(cfg: Any) -> dict[str, Any]:
+    """The target stores that are read, by their key in a batch."""
+    if not cfg.pathways.low_level:
+        return {"image": cfg.target}
+    if not cfg.latent_target.name:
+        raise ConfigError(
+            f"pathways.low_level is {cfg.pathways.low_level!r}, but latent_target.name is empty: name the store of the "
+            "pictures' latents, which the ceiling is made from."
+        )
+    return {"image": cfg.target, "vae_latent": cfg.latent_target}
 
 
 def check_conditioning(generator: Any, interface: Mapping[str, Any], cfg: Any) -> None:
@@ -188,6 +208,7 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
     """Run encoder, linear baseline and prior on the averaged test trials, on the CPU.
 
     Returns:
+        `eeg` (n, n_chans, n_times) itself, `latents` (n, 4, h, w) of the seen pictures if there is a low-level pathway,
         `eeg_embeds` (n, dim), `pred_image_embeds` (n, draws, dim), `image_embeds` (n, dim) of the seen pictures,
         `image_index` and `subject` (n,) int64, and `ridge_embeds` (n, dim) if the encoder stage fitted the baseline.
     """
@@ -198,7 +219,7 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
         eeg_embeds = torch.cat(
             [encoder(*rows) for rows in zip(eeg.split(256), subject.split(256), strict=True)]
         ).float()
-        found = {"eeg_embeds": eeg_embeds, "image_index": image_index, "subject": subject}
+        found = {"eeg": eeg, "eeg_embeds": eeg_embeds, "image_index": image_index, "subject": subject}
         baseline = load_ridge(upstream.encoder_dir, upstream.data)
         if baseline is not None:
             found["ridge_embeds"] = baseline(eeg, subject)
@@ -215,6 +236,8 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
         ]
     found["pred_image_embeds"] = torch.stack(draws, dim=1).float()
     found["image_embeds"] = batch["targets"]["image"]
+    if "vae_latent" in batch["targets"]:
+        found["latents"] = batch["targets"]["vae_latent"]
     return found
 
 
@@ -238,7 +261,8 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
         **shared,
         "prior": to_dict(cfg.sample),
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
-        "ceiling": "the generator on the seen pictures' own embeddings, with the same noise",
+        "pathways": to_dict(cfg.pathways),
+        "ceiling": "the same pathways from the seen pictures' own embeddings and latents, with the same noise",
     }
 
 

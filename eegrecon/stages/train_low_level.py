@@ -108,7 +108,7 @@ def open_autoencoder(cfg: TrainLowLevelConfig, interface: dict[str, Any]) -> Any
         return None
     from eegrecon.errors import ArtifactError
     from eegrecon.models.generators.latents import load_vae
-    from eegrecon.stages.low_level_latents import differences
+    from eegrecon.pathways.low_level import differences
 
     found = load_vae(cfg.vae)
     if wrong := differences(interface, found.vae, cfg.vae):

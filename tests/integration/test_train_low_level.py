@@ -18,9 +18,9 @@ from eegrecon.metrics.functional.latents import latent_scores
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.modules.low_level import LowLevelModule
+from eegrecon.pathways.low_level import check_latents, open_latents, predicted_latents
 from eegrecon.stages import train_encoder, train_low_level
 from eegrecon.stages.low_level_build import build_data
-from eegrecon.stages.low_level_latents import check_latents, open_latents, predicted_latents
 from eegrecon.stages.low_level_scores import picture_scores
 from tests.builders import build_tiny_set, write_store_manifest
 from tests.builders_sdxl import tiny_sdxl

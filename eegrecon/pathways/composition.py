@@ -1,0 +1,130 @@
+"""The pathways of a run put together: from EEG and image embeddings to what the generator is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eegrecon.artifacts import input_record
+from eegrecon.config import PathwaysConfig
+from eegrecon.data.picture_rows import PictureInputs
+from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.pathways.low_level import FOLDERS, LatentSource, check_latents, open_latents
+
+# What both stages must have met alike, so that one trial fits either.
+BESIDE = ("low_level",)  # folders of a run that some compositions need beside encoder and prior
+SAME_EEG = ("channels", "window", "n_times", "sfreq", "unit")
+
+
+def check_pathways(plan: PathwaysConfig) -> None:
+    """Refuse a composition of nothing.
+
+    Raises:
+        ConfigError: No pathway is on.
+    """
+    if not (plan.prior or plan.low_level or plan.semantic):
+        raise ConfigError(
+            "pathways turns everything off, so pictures would be of nothing: set pathways.prior=true, or name a "
+            "pathways.low_level or pathways.semantic."
+        )
+
+
+def stages_of(plan: PathwaysConfig) -> list[str]:
+    """Those of `BESIDE` that a composition needs."""
+    return [FOLDERS["low_level"]] if plan.low_level == "low_level" else []
+
+
+class Pathways:
+    """The pathways beside the prior, loaded.
+
+    Attributes:
+        plan: Which are on.
+        latents: What predicts latents, or None.
+    """
+
+    def __init__(self, plan: PathwaysConfig, home: Path, eeg: Mapping[str, Any]) -> None:
+        """Open what the plan names.
+
+        Args:
+            plan: The config's block.
+            home: The run, or a saved pipeline.
+            eeg: `data` of the encoder's manifest, with which the others must agree.
+
+        Raises:
+            ConfigError: Nothing is on.
+            ArtifactError: A stage is missing, unfinished or was trained on other EEG.
+        """
+        check_pathways(plan)
+        self.plan, self.home = plan, Path(home)
+        self.latents: LatentSource | None = None
+        if plan.low_level:
+            self.latents = open_latents(self.home, plan.low_level)
+            _check_eeg(self.latents, eeg)
+
+    @property
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Lineage entries of the stages beside encoder and prior."""
+        return {name: input_record(self.home / name) for name in stages_of(self.plan)}
+
+    def check(self, generator: Any, base: str) -> None:
+        """Refuse a generator that cannot take what these pathways give.
+
+        Args:
+            generator: Has `check`, `vae` and `size`.
+            base: What it was loaded from.
+
+        Raises:
+            ArtifactError: The latents are of another VAE.
+            ConfigError: It keeps no text encoder, or its strength leaves no step.
+        """
+        if self.latents is not None:
+            check_latents(self.latents.interface, self.latents.directory, generator, base)
+        generator.check(latents=self.latents is not None, captions=bool(self.plan.semantic))
+
+    def to(self, device: Any) -> Pathways:
+        """Move the networks; returns itself."""
+        if self.latents is not None:
+            self.latents.network.to(device)
+        return self
+
+    def decoded(self, eeg: Tensor, subject: Tensor, image_embeds: Tensor) -> PictureInputs:
+        """What was decoded from EEG.
+
+        Args:
+            eeg: (n, n_chans, n_times) in the store's unit.
+            subject: (n,) int.
+            image_embeds: (n, draws, dim), the prior's.
+        """
+        latents = None if self.latents is None else self.latents.predict(eeg, subject)
+        return self._put_together(image_embeds, latents)
+
+    def ceiling(self, image_embeds: Tensor, latents: Tensor | None) -> PictureInputs:
+        """What the seen pictures themselves say, through the same pathways: the best this generator could be told.
+
+        Args:
+            image_embeds: (n, draws, dim) of the seen pictures.
+            latents: (n, 4, h, w) of the seen pictures; None without a low-level pathway.
+        """
+        return self._put_together(image_embeds, latents if self.latents is not None else None)
+
+    def _put_together(self, image_embeds: Tensor, latents: Tensor | None) -> PictureInputs:
+        shown = image_embeds if self.plan.prior else torch.zeros_like(image_embeds)
+        return PictureInputs(shown, latents)
+
+
+def _check_eeg(source: LatentSource, eeg: Mapping[str, Any]) -> None:
+    there = source.manifest.data
+    wrong = [
+        f"{key} {there.get(key)} there, {eeg[key]} here"
+        for key in SAME_EEG
+        if key in eeg and there.get(key) != eeg[key]
+    ]
+    if wrong:
+        raise ArtifactError(
+            f"{source.directory} was trained on other EEG than the encoder beside it: {'; '.join(wrong)}; train both "
+            "with one data block."
+        )
