@@ -222,8 +222,8 @@ class EEGToImagePipeline:
             guidance_scale=prior_guidance_scale,
             num_inference_steps=prior_num_inference_steps,
         )
-        ids = torch.tensor(subjects, device=self.device)
-        inputs = self.pathways.decoded(torch.tensor(trials.copy(), device=self.device), ids, image_embeds)
+        on_device = (torch.tensor(values, device=self.device) for values in (trials.copy(), subjects))
+        inputs = self.pathways.decoded(*on_device, image_embeds)
         batches = self.generate(
             inputs.image_embeds,
             latents=inputs.latents,
@@ -328,7 +328,8 @@ class EEGToImagePipeline:
 
         Args:
             image_embeds: (n, draws, dim), in the space that the generator was trained on.
-            latents, captions: As in `data.picture_rows.PictureInputs`; None: from noise, without words.
+            latents: (n, 4, h, w) scaled latents to start from; None: from noise.
+            captions: n lists of a prompt for each draw; None: no words.
             generator: As in `__call__`, like the rest.
             guidance_scale: Of the generator.
             num_inference_steps: Of the generator.
