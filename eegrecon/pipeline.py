@@ -222,8 +222,8 @@ class EEGToImagePipeline:
             guidance_scale=prior_guidance_scale,
             num_inference_steps=prior_num_inference_steps,
         )
-        on_device = (torch.tensor(values, device=self.device) for values in (trials.copy(), subjects))
-        inputs = self.pathways.decoded(*on_device, image_embeds)
+        here, ids = torch.tensor(trials.copy(), device=self.device), torch.tensor(subjects, device=self.device)
+        inputs = self.pathways.decoded(here, ids, image_embeds)
         batches = self.generate(
             inputs.image_embeds,
             latents=inputs.latents,
