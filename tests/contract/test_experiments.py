@@ -60,11 +60,14 @@ def test_header_says_purpose_command_hardware_and_numbers(path: Path):
 @pytest.mark.parametrize("exp", CHAINS)
 def test_the_stages_of_an_experiment_agree(exp: str):
     encoder, prior, reconstruct = (config.load(verb, exp) for verb in ("train-encoder", "train-prior", "reconstruct"))
+    low_level = config.load("train-low-level", exp)
     targets = config.load("extract-targets", exp)
     assert encoder.target == prior.target == reconstruct.target
     assert encoder.data.split == prior.data.split == reconstruct.data.split
     assert encoder.target.name in targets.targets
     assert encoder.latent_target.name in ("", *targets.targets)
+    assert low_level.data == encoder.data
+    assert low_level.latent_target == encoder.latent_target
     assert prior.sample == reconstruct.sample
     assert {encoder.data.set, prior.data.set, reconstruct.data.set} == {targets.data.set}
 

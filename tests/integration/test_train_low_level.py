@@ -1,6 +1,7 @@
 """The low-level pathway from stores to manifest on a tiny set without test files, and its latents for others."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_ridge_is_fitted_and_learns_what_is_linear(root, tmp_path):
     assert manifest.metrics["val/latent_skill"] == pytest.approx(manifest.selection["value"], abs=1e-4)
     assert manifest.metrics["val/latent_skill"] > 0.2  # the tiny set's EEG is linear in the latents
     assert manifest.metrics["val/latent_two_way"] > 0.7
-    control = run(root, tmp_path / "control", "network.name=ridge", "permute_labels=true")
+    permuted = config(root, "network.name=ridge", exp="pocket_permuted")
+    control = train_low_level.run(permuted, directory=tmp_path / "control", command="test")
     assert control.metrics["val/latent_skill"] < 0.1
     assert json.loads((tmp_path / "control" / "metrics.json").read_text())["protocol"]["permuted_labels"]
 
@@ -160,10 +162,14 @@ def test_matched_variances_are_those_of_the_validation_latents(root, tmp_path):
     torch.testing.assert_close(pred.square().mean((0, 2, 3)), true.square().mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
-def test_the_paper_network_trains(root, tmp_path):
-    small = "network={name: upsampling, args: {features: 4, width: 4, narrow: 4}}"
-    manifest = run(root, tmp_path, small, "loss={l1: 1.0, mse: 0.0}", "target_scale=none")
+def test_the_papers_experiment_trains_its_network(tmp_path):
+    hide_test_files(build_tiny_set(tmp_path / "data", train_concepts=16, exemplars=4, set_name="things_eeg2"))
+    small = ["network.args={features: 4, width: 4, narrow: 4}", "data.subjects=[1]", "latent_target.name=vae-pocket"]
+    cfg = config(tmp_path / "data", *small, exp="things_eeg2/atm_s")
+    assert (cfg.network.name, cfg.loss.l1, cfg.loss.mse, cfg.target_scale) == ("upsampling", 1.0, 0.0, "none")
+    manifest = train_low_level.run(cfg, directory=tmp_path / "low_level", command="test")
     assert manifest.outputs["latents/val.safetensors"]["shape"]["latents"] == [16, 4, 16, 16]
+    assert manifest.data["repetitions"] == "each"
 
 
 @pytest.mark.parametrize(
@@ -216,11 +222,17 @@ def test_latents_of_the_encoders_head(root, head):
     torch.testing.assert_close(predicted_latents(head, "head", val["eeg"], val["subject"]), wanted)
 
 
-def test_sources_that_cannot_give_latents(root, finished, tmp_path):
+def test_sources_that_cannot_give_latents(root, finished, head, tmp_path):
     with pytest.raises(ConfigError, match="source of latents is 'prior', expected one of low_level, head"):
         open_latents(finished.parent, "prior")
     with pytest.raises(ArtifactError, match="does not exist"):
         open_latents(finished.parent, "head")
+    shutil.copytree(head / "encoder", tmp_path / "old" / "encoder")
+    manifest = json.loads((head / "encoder" / "manifest.json").read_text())
+    del manifest["interface"]["latent"]
+    (tmp_path / "old" / "encoder" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"does not say whose latents its latent head predicts .*train-encoder"):
+        open_latents(tmp_path / "old", "head")
     none = ["baseline_ridge=false", "encoder={name: mlp, args: {hidden: [8]}}", "loss.vae_latent=0"]
     train_encoder.run(config(root, *none, verb="train-encoder"), directory=tmp_path / "encoder", command="test")
     with pytest.raises(ArtifactError, match=r"has no latent head: train it with latent_target\.name"):
