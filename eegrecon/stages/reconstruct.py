@@ -7,6 +7,7 @@ same generator on the seen pictures' own embeddings, with the same noise.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.modules.generator import GeneratorModule
+from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.registry import resolve
 from eegrecon.stages.data_module import data_module
 from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
@@ -92,7 +94,9 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
             shutil.rmtree(directory / folder, ignore_errors=True)
     own = embeds["image_embeds"][:, None].expand(-1, cfg.draws, -1)  # what the seen pictures themselves give
     upstream.data.set_embeds([embeds["pred_image_embeds"], own], embeds["image_index"])
-    trainer.predict(GeneratorModule(generator, seed=cfg.seed), datamodule=upstream.data, return_predictions=False)
+    size = _pictures_at_once(cfg, generator, trainer, upstream.data)
+    with enough_memory(half_of(size, "batch_size={}", "a smaller generator.args.size"), f"a batch of {size} pictures"):
+        trainer.predict(GeneratorModule(generator, seed=cfg.seed), datamodule=upstream.data, return_predictions=False)
     manifest = trained_manifest(
         STAGE,
         command,
@@ -219,6 +223,19 @@ def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -
     return build_trainer(
         STAGE, cfg.trainer, directory, callbacks, enable_checkpointing=False, use_distributed_sampler=False
     )
+
+
+def _pictures_at_once(cfg: Any, generator: Any, trainer: lightning.Trainer, data: Any) -> int:
+    """The batch size over all processes; one that is chosen here is told to the data and on stderr."""
+    if cfg.batch_size:
+        return cfg.batch_size
+    device = trainer.strategy.root_device
+    beside = 1 if device.type == "cuda" else trainer.world_size // trainer.num_nodes
+    each = fitting_batch(generator, device, processes=beside)
+    data.batch_size = each * trainer.world_size
+    if is_rank_zero():
+        sys.stderr.write(f"eegrecon: reconstruct: {each} pictures at a time fit into the memory of {device}\n")
+    return data.batch_size
 
 
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
