@@ -15,7 +15,7 @@ SHARE = 0.8  # of what is free; allocators waste some, and others may want some
 MOST = 64  # more at a time makes no picture faster
 # Live values of one forward pass for each (channel, place) of the UNet's levels: skip connections, the widened input of
 # the upper blocks (three times its output), attention's queries and keys, the gated feed-forward (8 times).
-# Set above what `benchmarks/generator.py --memory` measures.
+# `benchmarks/generator.py` prints this estimate beside what a picture took.
 UNET_VALUES = 12
 
 

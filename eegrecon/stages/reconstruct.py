@@ -36,9 +36,11 @@ from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
+from eegrecon.models.judges import load_target_space
 from eegrecon.modules.generator import GeneratorModule
 from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.registry import resolve
+from eegrecon.stages.best_draw import CHOSEN, CHOSEN_CEILING, RULES, best_draws, check_keep
 from eegrecon.stages.data_module import data_module
 from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
 from eegrecon.stages.evaluate import (
@@ -80,6 +82,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         DataError: The test data or the generator's weights are missing or broken.
     """
     started = time.monotonic()
+    check_keep(cfg.keep, cfg.draws)
     upstream = _Upstream(cfg, directory.parent)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), upstream.inputs, overwrite)
     if state == "up_to_date":
@@ -108,13 +111,23 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     )
     if not trainer.is_global_zero:
         return manifest
+    kept: tuple[str, ...] = ("pred_image_embeds", "ridge_embeds")
+    extra = {name: embeds[name].numpy() for name in kept if name in embeds}
+    if cfg.keep == "best":
+        network = load_target_space(upstream.store.interface())
+        ids = upstream.data.images.ids(embeds["image_index"].numpy())
+        for name, folder, made_from in (
+            (CHOSEN, PICTURES, embeds["pred_image_embeds"]),
+            (CHOSEN_CEILING, CEILING, own),
+        ):
+            extra[name] = best_draws(directory / folder, ids, made_from, network).numpy()
     save_embeds(
         directory / EMBEDS,
         embeds["eeg_embeds"].numpy(),
         embeds["image_index"].numpy(),
         embeds["subject"].numpy(),
         np.full(len(embeds["subject"]), -1),
-        {name: embeds[name].numpy() for name in ("pred_image_embeds", "ridge_embeds") if name in embeds},
+        extra,
     )
     scored = score_directory(directory, cfg, upstream.store, _protocol(cfg, upstream, embeds))
     write_json(directory / "metrics.json", scored.payload)
@@ -250,6 +263,7 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
         **shared,
         "prior": to_dict(cfg.sample),
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
+        "keep": RULES[cfg.keep],
         "ceiling": "the generator on the seen pictures' own embeddings, with the same noise",
     }
 
