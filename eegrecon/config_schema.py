@@ -302,7 +302,12 @@ class ReconstructConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     generator: Choice = field(default_factory=Choice, metadata={"registry": GENERATORS})
     draws: int = field(default=1, metadata={"minimum": 1})
-    batch_size: int = field(default=MISSING, metadata={"minimum": 1})
+    # What is scored of several draws: "all" averages their scores; "best" takes the draw whose picture, embedded again,
+    # is most like the embedding it was made from, which looks at nothing that was seen. All stay on disk.
+    keep: str = field(default="all", metadata={"choices": ("all", "best")})
+    # Pictures made together, over all processes; 0: as many as fit into the free memory of each device, by an estimate.
+    # No picture depends on it, beyond 1/255 a pixel.
+    batch_size: int = field(default=MISSING, metadata={"minimum": 0})
     judge: str = field(default="efflite2", metadata={"choices": ("efflite2",)})
     permuted_run: str = ""  # run directory of the permuted-label control (empty: not reported)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from eegrecon.data.epochs import UNIT_WORDS, checked_array, from_epochs, is_odd,
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
+from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.pathways.composition import Pathways
 from eegrecon.pipeline_files import Plan, locate, read_plan, save, upload
 from eegrecon.pipeline_noise import Noise, noise_of, picture_noise, subject_ids
@@ -200,7 +201,8 @@ class EEGToImagePipeline:
             num_inference_steps: Of the picture generator.
             prior_guidance_scale: Of the prior.
             prior_num_inference_steps: Of the prior.
-            batch_size: Pictures that are made together; no result depends on it, beyond 1/255 a pixel.
+            batch_size: Pictures that are made together; no result depends on it, beyond 1/255 a pixel. Default: the
+                run's, which may be as many as fit into memory.
             output_type: "pil" or "pt".
 
         Raises:
@@ -294,7 +296,7 @@ class EEGToImagePipeline:
         scale = self.plan.sample.guidance_scale if guidance_scale is None else float(guidance_scale)
         steps = self.plan.sample.num_inference_steps if num_inference_steps is None else num_inference_steps
         eeg_embeds, image_embeds = [], []
-        with _enough_memory("fewer trials in one call"):
+        with enough_memory("fewer trials in one call", "the trials"):
             for start in range(0, len(trials), EMBED_ROWS):
                 rows = slice(start, start + EMBED_ROWS)
                 eeg = torch.from_numpy(np.array(trials[rows], dtype=np.float32, order="C")).to(self.device)
@@ -342,17 +344,16 @@ class EEGToImagePipeline:
         _at_least(0, guidance_scale=guidance_scale)
         n, draws, _ = image_embeds.shape
         noise = [pair[1] for pairs in noise_of(generator, [0] * n, draws) for pair in pairs]
-        size = min(self.plan.batch_size if batch_size is None else batch_size, n * draws)
+        wanted = self.plan.batch_size if batch_size is None else batch_size
+        size = min(wanted or fitting_batch(self.image_generator, self.device), n * draws)
         rows = image_embeds.flatten(0, 1)
         starts = None if latents is None else latents.repeat_interleave(draws, dim=0)
         prompts = None if captions is None else [words for row in captions for words in row]
-        advice = (
-            f"batch_size={size // 2} (--batch-size {size // 2})" if size > 1 else "smaller pictures (generator_args)"
-        )
+        advice = half_of(size, "batch_size={0} (--batch-size {0})", "smaller pictures (generator_args)")
         changed = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            with _enough_memory(advice, f"a batch of {size} pictures"), _changed(self.image_generator, changed):
+            with enough_memory(advice, f"a batch of {size} pictures"), _changed(self.image_generator, changed):
                 pictures = self.image_generator(
                     rows[part].to(self.device),
                     latents=None if starts is None else starts[part].to(self.device),
@@ -382,19 +383,6 @@ def _changed(generator: Any, values: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(generator, name, value)
-
-
-@contextmanager
-def _enough_memory(advice: str, what: str = "the trials") -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # an OutOfMemoryError is a RuntimeError; the CPU's has no own kind
-        words = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
-            said in words for said in ("out of memory", "not enough memory", "can't allocate memory")
-        ):
-            raise
-        raise ConfigError(f"There is not enough memory for {what}: try {advice}.") from error
 
 
 def _note(text: str) -> None:

@@ -35,9 +35,10 @@ from eegrecon.config import config_hash, to_yaml
 from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import target_dir
 from eegrecon.data.targets import TargetStore
-from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.errors import ConfigError
 from eegrecon.models.judges import load_judge, load_target_space
 from eegrecon.stages import evaluate_encoder
+from eegrecon.stages.best_draw import CHOSEN, CHOSEN_CEILING, open_picture
 from eegrecon.stages.encoder_scores import open_text, print_table, ranks_of, score_table, text_input, write_ranks
 from eegrecon.stages.upstream import check_data, check_target, control_directory, permuted_input, read_metrics
 
@@ -49,7 +50,7 @@ PICTURES, CEILING, EMBEDS = "pictures", "pictures_ceiling", "embeds/test.safeten
 
 @dataclass
 class Scored:
-    """`payload` is metrics.json; the pictures (first draw) are kept for grids, in the order of `image_index`."""
+    """`payload` is metrics.json; the pictures (first draw, or the chosen) are kept for grids, as `image_index` says."""
 
     payload: dict[str, Any]
     scores: Scores
@@ -129,9 +130,14 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     draws = embeds["pred_image_embeds"].shape[1]
     ids = images.ids(embeds["image_index"])
     decoded, ceiling = (
-        [[_open(source / folder / picture_file(image_id, draw)) for image_id in ids] for draw in range(draws)]
+        [[open_picture(source / folder / picture_file(image_id, draw)) for image_id in ids] for draw in range(draws)]
         for folder in (PICTURES, CEILING)
     )
+    if CHOSEN in embeds:  # keep: best
+        decoded, ceiling = (
+            [[drawn[int(draw)][row] for row, draw in enumerate(embeds[name])]]
+            for drawn, name in ((decoded, CHOSEN), (ceiling, CHOSEN_CEILING))
+        )
     size = decoded[0][0].size
     seen = [images.load(i) for i in index]
     # Both sides at the generated size, so that a judge does not tell sharp from soft.
@@ -186,16 +192,6 @@ def print_summary(payload: Mapping[str, Any]) -> None:
         starred=f"test/{protocol['in_conditioning_space']}",
     )
     print_table(table)
-
-
-def _open(path: Path) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise ArtifactError(f"the picture {path} cannot be read; make it again with --overwrite ({error}).") from error
 
 
 def _resize(picture: Any, size: tuple[int, int]) -> Any:

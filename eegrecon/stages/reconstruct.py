@@ -7,6 +7,7 @@ same generator on the seen pictures' own embeddings, with the same noise.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,12 @@ from eegrecon.diffusion.samplers import row_generators
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
+from eegrecon.models.judges import load_target_space
 from eegrecon.modules.generator import GeneratorModule
+from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.pathways.composition import Pathways, check_pathways
 from eegrecon.registry import resolve
+from eegrecon.stages.best_draw import CHOSEN, CHOSEN_CEILING, RULES, best_draws, check_keep
 from eegrecon.stages.data_module import data_module
 from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
 from eegrecon.stages.evaluate import (
@@ -80,6 +84,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         DataError: The test data or the generator's weights are missing or broken.
     """
     started = time.monotonic()
+    check_keep(cfg.keep, cfg.draws)
     upstream = _Upstream(cfg, directory.parent)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), upstream.inputs, overwrite)
     if state == "up_to_date":
@@ -100,9 +105,10 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     ]
     words = vocabulary(inputs)
     upstream.data.set_pictures([picture_rows(one, embeds["image_index"], words) for one in inputs])
-    trainer.predict(
-        GeneratorModule(generator, seed=cfg.seed, words=words), datamodule=upstream.data, return_predictions=False
-    )
+    size = _pictures_at_once(cfg, generator, trainer, upstream.data)
+    module = GeneratorModule(generator, seed=cfg.seed, words=words)
+    with enough_memory(half_of(size, "batch_size={}", "a smaller generator.args.size"), f"a batch of {size} pictures"):
+        trainer.predict(module, datamodule=upstream.data, return_predictions=False)
     manifest = trained_manifest(
         STAGE,
         command,
@@ -114,16 +120,25 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     )
     if not trainer.is_global_zero:
         return manifest
+    kept: tuple[str, ...] = ("pred_image_embeds", "ridge_embeds")
+    extra = {name: embeds[name].numpy() for name in kept if name in embeds}
+    if inputs[0].latents is not None:
+        extra["pred_latents"] = inputs[0].latents.numpy()
+    if cfg.keep == "best":
+        network = load_target_space(upstream.store.interface())
+        ids = upstream.data.images.ids(embeds["image_index"].numpy())
+        for name, folder, made_from in (
+            (CHOSEN, PICTURES, embeds["pred_image_embeds"]),
+            (CHOSEN_CEILING, CEILING, own),
+        ):
+            extra[name] = best_draws(directory / folder, ids, made_from, network).numpy()
     save_embeds(
         directory / EMBEDS,
         embeds["eeg_embeds"].numpy(),
         embeds["image_index"].numpy(),
         embeds["subject"].numpy(),
         np.full(len(embeds["subject"]), -1),
-        {
-            **{name: embeds[name].numpy() for name in ("pred_image_embeds", "ridge_embeds") if name in embeds},
-            **({} if inputs[0].latents is None else {"pred_latents": inputs[0].latents.numpy()}),
-        },
+        extra,
     )
     scored = score_directory(directory, cfg, upstream.store, _protocol(cfg, upstream, embeds))
     write_json(directory / "metrics.json", scored.payload)
@@ -249,6 +264,19 @@ def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -
     )
 
 
+def _pictures_at_once(cfg: Any, generator: Any, trainer: lightning.Trainer, data: Any) -> int:
+    """The batch size over all processes; one that is chosen here is told to the data and on stderr."""
+    if cfg.batch_size:
+        return cfg.batch_size
+    device = trainer.strategy.root_device
+    beside = 1 if device.type == "cuda" else trainer.world_size // trainer.num_nodes
+    each = fitting_batch(generator, device, processes=beside)
+    data.batch_size = each * trainer.world_size
+    if is_rank_zero():
+        sys.stderr.write(f"eegrecon: reconstruct: {each} pictures at a time fit into the memory of {device}\n")
+    return data.batch_size
+
+
 def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
     shared = protocol_block(
         cfg,
@@ -262,6 +290,7 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
         "prior": to_dict(cfg.sample),
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
         "pathways": to_dict(cfg.pathways),
+        "keep": RULES[cfg.keep],
         "ceiling": "the same pathways from the seen pictures' own embeddings and latents, with the same noise",
     }
 

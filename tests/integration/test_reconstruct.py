@@ -237,3 +237,31 @@ def test_seed_changes_the_pictures_and_nothing_else_random_does(home, done, tmp_
     assert (run / "reconstruct" / "pictures" / name).read_bytes() == (done / "pictures" / name).read_bytes()
     go(home, run / "reconstruct", "seed=1", overwrite=True)
     assert (run / "reconstruct" / "pictures" / name).read_bytes() != (done / "pictures" / name).read_bytes()
+
+
+def test_a_batch_size_that_is_not_given_is_chosen_by_the_memory(home, done, tmp_path, monkeypatch, capsys):
+    from eegrecon.models.generators.sdxl import SDXLGenerator
+    from eegrecon.modules import picture_memory
+
+    run = shutil.copytree(home / "run", tmp_path / "run", ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
+    sizes, forward = [], SDXLGenerator.forward
+
+    def watched(self, image_embeds, **rest):
+        sizes.append(len(image_embeds))
+        if len(image_embeds) > limit:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes.")
+        return forward(self, image_embeds, **rest)
+
+    limit = 100
+    monkeypatch.setattr(SDXLGenerator, "forward", watched)
+    monkeypatch.setattr(picture_memory, "free_bytes", lambda device: 5 * picture_memory.MOST * 2**10)
+    monkeypatch.setattr(picture_memory, "bytes_per_picture", lambda generator: 2**16)
+    go(home, run / "reconstruct", "batch_size=0")
+    assert "4 pictures at a time fit into the memory of cpu" in capsys.readouterr().err
+    assert sizes == [4, 2, 4, 2]
+    for path in (done / "pictures").iterdir():
+        assert np.abs(pixels(path) - pixels(run / "reconstruct" / "pictures" / path.name)).max() <= 1
+    limit = 3
+    for size, says in ((0, "4 pictures: try batch_size=2"), (5, "5 pictures: try batch_size=2")):
+        with pytest.raises(ConfigError, match=rf"not enough memory for a batch of {says}\.$"):
+            go(home, run / "reconstruct", f"batch_size={size}", overwrite=True)

@@ -11,7 +11,7 @@ from eegrecon.models.generators.sdxl import SDXLGenerator
 from tests.builders_sdxl_published import adapter_of, tiny_published
 
 EMBEDS = torch.randn(3, 1024, generator=torch.Generator().manual_seed(0))
-WORDS = ["a cat", "a red car", "a cat"]
+WORDS = ["a cat", "a cat", "a red car"]
 
 
 @pytest.fixture(scope="module", params=["both", "second"])
@@ -73,8 +73,8 @@ def test_strength_is_a_line_between_the_empty_prompt_and_the_caption(folder):
     for name in ("prompt_embeds", "pooled_prompt_embeds"):
         assert torch.equal(empty[name], parts[0].prompt_embeds(3, None)[name])
         assert torch.allclose(quarter[name], empty[name] + 0.25 * (full[name] - empty[name]), atol=1e-5)
-        assert torch.equal(full[name][0], full[name][2])
-        assert not torch.equal(full[name][0], full[name][1])
+        assert torch.equal(full[name][0], full[name][1])
+        assert not torch.equal(full[name][0], full[name][2])
     for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):  # SDXL's setting force_zeros_for_...
         assert not full[name].any()
     generators = [one(EMBEDS, prompts=WORDS, generators=seeds(1, 2, 3)) for one in parts]
