@@ -192,7 +192,7 @@ def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
     return float(ordered[below]), float(ordered[n - 1 - below])
 
 
-def prior_metrics(pred_image_embeds: Tensor, image_embeds: Tensor, *, seed: int) -> dict[str, Entry]:
+def prior_scores(pred_image_embeds: Tensor, image_embeds: Tensor, *, seed: int) -> Scores:
     """`test/prior_cosine` with `_shuffled`: how alike the prior's embeddings are to those of the seen pictures.
 
     Args:
@@ -206,7 +206,8 @@ def prior_metrics(pred_image_embeds: Tensor, image_embeds: Tensor, *, seed: int)
         for suffix, rows in (("", torch.arange(n)), ("_shuffled", derangement(n, seed)))
     }
     chance = float(cosines["_shuffled"].mean())
-    return {f"test/prior_cosine{suffix}": average(values, chance) for suffix, values in cosines.items()}
+    metrics = {f"test/prior_cosine{suffix}": average(values, chance) for suffix, values in cosines.items()}
+    return Scores(metrics, {"test/prior_cosine": cosines[""]})
 
 
 def with_permuted_labels(metrics: Mapping[str, Entry], permuted: Mapping[str, Entry]) -> dict[str, Entry]:

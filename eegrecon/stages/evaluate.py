@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +17,14 @@ from rich.console import Console
 from eegrecon.analysis.ranks import QueryRanks
 from eegrecon.analysis.scoring import (
     Scores,
-    prior_metrics,
+    prior_scores,
     rank_metrics,
     score_pictures,
     with_permuted_labels,
 )
 from eegrecon.artifacts import (
     Manifest,
+    atomic_write,
     input_record,
     load_embeds,
     new_manifest,
@@ -46,6 +49,7 @@ STAGE = "evaluate"
 METRICS_SCHEMA = 1
 MAX_PIXEL_SIZE = 425  # facts/atm.md section 6; smaller pictures are compared as they are, never enlarged
 PICTURES, CEILING, EMBEDS = "pictures", "pictures_ceiling", "embeds/test.safetensors"
+SCORES = "scores.csv"
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Scored:
     scores: Scores
     ranks: dict[str, QueryRanks]
     image_index: list[int]
+    image_ids: list[str]
     seen: list[Any]
     decoded: list[Any]
     ceiling: list[Any]
@@ -97,7 +102,8 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         return read_manifest(directory)
     scored = score_directory(source, cfg, store, read_metrics(source)["protocol"])
     write_json(directory / "metrics.json", scored.payload)
-    files = ["metrics.json", *write_ranks(directory, scored.ranks)]
+    files = ["metrics.json", SCORES, *write_ranks(directory, scored.ranks)]
+    write_scores(directory, scored)
     print_summary(scored.payload)
     manifest = new_manifest(
         STAGE,
@@ -158,7 +164,9 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     image_embeds = torch.from_numpy(store.rows(embeds["image_index"]))
     ranks = ranks_of(tensors, image_embeds, open_text(cfg, images, store.dim), images)
     metrics = scores.metrics | rank_metrics(ranks)
-    metrics |= prior_metrics(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
+    prior = prior_scores(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
+    metrics |= prior.metrics
+    scores.per_picture |= prior.per_picture
     protocol = {
         **protocol,
         "judge": cfg.judge,
@@ -174,7 +182,19 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     if cfg.permuted_run:
         metrics = with_permuted_labels(metrics, read_metrics(control_directory(cfg))["metrics"])
     payload = {"schema": METRICS_SCHEMA, "protocol": protocol, "metrics": metrics}
-    return Scored(payload, scores, ranks, index, seen, decoded[0], ceiling[0])
+    return Scored(payload, scores, ranks, index, list(ids), seen, decoded[0], ceiling[0])
+
+
+def write_scores(directory: Path, scored: Scored) -> None:
+    """Write `scores.csv`: a line a picture, `image_index`, its concept and every score of what was decoded from EEG."""
+    names = list(scored.scores.per_picture)
+    columns = [scored.scores.per_picture[name].tolist() for name in names]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_index", "image_id", *(name.removeprefix("test/") for name in names)])
+    writer.writerows(zip(scored.image_index, scored.image_ids, *columns, strict=True))
+    with atomic_write(directory / SCORES) as file:
+        file.write(text.getvalue().encode())
 
 
 def headline(payload: Mapping[str, Any]) -> dict[str, float]:

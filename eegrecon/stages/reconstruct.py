@@ -49,10 +49,12 @@ from eegrecon.stages.evaluate import (
     CEILING,
     EMBEDS,
     PICTURES,
+    SCORES,
     Scored,
     headline,
     print_summary,
     score_directory,
+    write_scores,
 )
 from eegrecon.stages.trainer import build_trainer, trained_manifest
 from eegrecon.stages.upstream import check_data, check_same_data, check_target, permuted_input, require_one_subject
@@ -144,7 +146,8 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     write_json(directory / "metrics.json", scored.payload)
     _write_grids(cfg, directory, upstream.data.images, scored, trainer.logger)
     print_summary(scored.payload)
-    files = ["metrics.json", "grid.png", "grid_by_score.png", EMBEDS, *write_ranks(directory, scored.ranks)]
+    write_scores(directory, scored)
+    files = ["metrics.json", SCORES, "grid.png", "grid_by_score.png", EMBEDS, *write_ranks(directory, scored.ranks)]
     files += [
         f"{folder}/{path.name}" for folder in (PICTURES, CEILING) for path in sorted((directory / folder).iterdir())
     ]

@@ -1,5 +1,6 @@
 """Stage 3 from finished encoder and prior directories to pictures, grids and scores, on the tiny set."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -69,6 +70,19 @@ def go(home, directory, *overrides, **keywords):
 def done(home, small_networks):
     go(home, home / "run" / "reconstruct")
     return home / "run" / "reconstruct"
+
+
+def test_the_scores_of_each_picture_are_a_table(home, done):
+    rows = list(csv.DictReader((done / "scores.csv").read_text().splitlines()))
+    metrics = json.loads((done / "metrics.json").read_text())["metrics"]
+    names = [name for name in rows[0] if not name.startswith("image_")]
+    assert set(names) >= {"two_way_efflite2", "pixcorr", "ssim", "prior_cosine"}
+    for name in names:
+        mean = np.mean([float(row[name]) for row in rows])
+        assert mean == pytest.approx(metrics[f"test/{name}"]["value"], abs=1e-6), name
+    embeds = load_embeds(done / "embeds" / "test.safetensors")
+    assert [int(row["image_index"]) for row in rows] == embeds["image_index"].tolist()
+    assert all(row["image_id"].startswith("test/") for row in rows)
 
 
 def test_everything_is_there(home, done):

@@ -6,7 +6,7 @@ from PIL import Image
 from eegrecon.analysis.scoring import (
     median_interval,
     picture_ranks,
-    prior_metrics,
+    prior_scores,
     rank_metrics,
     score_pictures,
     summary_rows,
@@ -140,7 +140,9 @@ def test_median_interval_covers_skewed_data():
 
 def test_prior_cosines():
     true = random(50, 16, 0)
-    metrics = prior_metrics((true * 2)[:, None], true, seed=0)
+    scores = prior_scores((true * 2)[:, None], true, seed=0)
+    torch.testing.assert_close(scores.per_picture["test/prior_cosine"], torch.ones(50).double())
+    metrics = scores.metrics
     assert metrics["test/prior_cosine"]["value"] == pytest.approx(1)
     assert abs(metrics["test/prior_cosine_shuffled"]["value"]) < 0.2
 
