@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BEAT_SECONDS = 20.0
-SILENT_SECONDS = 120.0  # after which a worker on another machine counts as dead
+SILENT_SECONDS = 120.0  # after which it counts as dead, whatever has its PID now
 
 
 @contextlib.contextmanager
@@ -34,13 +34,18 @@ def beating(state: Path) -> Iterator[None]:
 
 
 def at_work(root: Path) -> list[str]:
-    """The workers, `HOST-PID`, that an earlier call has left at work in a sweep's directory."""
+    """The processes, `HOST-PID`, that other calls have at work in a sweep's directory.
+
+    A PID alone proves nothing: in a container that was killed and started again the host's name is the same and small
+    PIDs come back, even this process's own.
+    """
     found = []
     for sign in sorted((Path(root) / ".sweep").glob("*/*.alive")):
         host, _, pid = sign.stem.rpartition("-")
         with contextlib.suppress(FileNotFoundError):  # it has just ended
             here = host == socket.gethostname()
-            if exists(int(pid)) if here else time.time() - sign.stat().st_mtime < SILENT_SECONDS:
+            gone = here and (int(pid) == os.getpid() or not exists(int(pid)))
+            if not gone and time.time() - sign.stat().st_mtime < SILENT_SECONDS:
                 found.append(sign.stem)
     return found
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -172,9 +173,11 @@ def test_a_run_that_a_cluster_takes_back_is_free_again(file, tmp_path, monkeypat
 def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
     state = tmp_path / "out" / ".sweep" / "earlier"
     state.mkdir(parents=True)
-    with sweep_alive.beating(state):
-        assert sweep(file, tmp_path, "--only", "tiny/ridge/*") == 2
-        assert f"still at work in {tmp_path / 'out'} ({socket.gethostname()}-{os.getpid()})" in capsys.readouterr().err
+    near = state / f"{socket.gethostname()}-{os.getppid()}.alive"  # any other process of this machine
+    near.touch()
+    assert sweep(file, tmp_path, "--only", "tiny/ridge/*") == 2
+    assert f"still at work in {tmp_path / 'out'} ({near.stem})" in capsys.readouterr().err
+    near.unlink()
     far = state / "elsewhere-12.alive"
     far.touch()
     assert sweep_alive.at_work(tmp_path / "out") == ["elsewhere-12"]
@@ -183,6 +186,18 @@ def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
     assert sweep_alive.at_work(tmp_path / "out") == []
     assert sweep(file, tmp_path, "--only", "tiny/ridge/within_subject/sub-01/seed-0") == 0
     assert not state.exists()
+
+
+def test_a_sign_of_a_killed_worker_is_not_taken_for_who_has_its_pid_now(tmp_path):
+    state = tmp_path / ".sweep" / "killed"
+    state.mkdir(parents=True)
+    other = state / f"{socket.gethostname()}-{os.getppid()}.alive"
+    other.touch()
+    assert sweep_alive.at_work(tmp_path) == [other.stem]
+    os.utime(other, (0, time.time() - sweep_alive.SILENT_SECONDS - 1))
+    assert sweep_alive.at_work(tmp_path) == []
+    (state / f"{socket.gethostname()}-{os.getpid()}.alive").touch()  # the new sweep got the dead one's PID
+    assert sweep_alive.at_work(tmp_path) == []
 
 
 def test_a_worker_without_its_parent_begins_no_run(file, tmp_path, monkeypatch):
