@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from eegrecon.artifacts import write_json
 from eegrecon.errors import EegreconError
-from eegrecon.stages.sweep_alive import beating, exists
+from eegrecon.stages.sweep_alive import RUNS, beating, exists
 from eegrecon.stages.sweep_plan import VERBS, Run, folder_of, load_runs
 
 LOG = "sweep.log"
@@ -40,7 +40,7 @@ class Worker:
         """Work off the runs; returns how many this worker has done."""
         folder, count = Path(state), 0
         with beating(folder):
-            for number, run in enumerate(load_runs(folder / "runs.json")):
+            for number, run in enumerate(load_runs(folder / RUNS)):
                 if self._parent is not None and not exists(self._parent):
                     break
                 claim = folder / f"{number:05d}.claim"

@@ -6,14 +6,17 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from eegrecon.cli import main
 from eegrecon.config import ENCODERS
 from eegrecon.errors import ConfigError
+from eegrecon.stages import sweep as sweep_tool
 from eegrecon.stages import sweep_alive, sweep_worker, train_encoder
 from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of, write_runs
 from tests.builders import build_tiny_set
@@ -186,6 +189,52 @@ def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
     assert sweep_alive.at_work(tmp_path / "out") == []
     assert sweep(file, tmp_path, "--only", "tiny/ridge/within_subject/sub-01/seed-0") == 0
     assert not state.exists()
+
+
+def signs(tmp_path):
+    return [path.stem for path in (tmp_path / "out").glob(".sweep/*/*.alive")]
+
+
+def test_a_call_shows_itself_before_any_worker_does(file, tmp_path, monkeypatch):
+    seen = []
+
+    def make_data(words, **_):
+        seen.append(signs(tmp_path))
+        return SimpleNamespace(returncode=0 if len(seen) < 3 else 3)
+
+    class Pending:  # as on a cluster: two workers that wait for their turn
+        def submit(self, worker, state):
+            return self
+
+        def done(self):
+            seen.append(signs(tmp_path))
+            return len(seen) > 4
+
+        def exception(self):
+            return None
+
+    monkeypatch.setattr(subprocess, "run", make_data)
+    monkeypatch.setattr(sweep_tool, "_executor", lambda *_: Pending())
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--only", "tiny/ridge/*"]
+    assert main(words) == 2  # no run was reached
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    assert len(seen) > 4
+    assert seen == [[own]] * len(seen)
+    assert main(words) == 3  # data could not be made
+    assert not list((tmp_path / "out" / ".sweep").iterdir())
+
+
+def test_an_inline_worker_leaves_the_sign_to_the_call(tmp_path):
+    with sweep_alive.alone_in(tmp_path) as state:
+        write_runs(state / "runs.json", [])
+        sweep_worker.Worker()(str(state))
+        assert len(list(state.glob("*.alive"))) == 1
+    assert not list(state.glob("*.alive"))
+
+
+def test_a_late_job_of_a_killed_call_ends(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sweep_worker.Worker()(str(tmp_path / "gone"))
 
 
 def test_a_sign_of_a_killed_worker_is_not_taken_for_who_has_its_pid_now(tmp_path):
