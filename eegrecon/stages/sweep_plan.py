@@ -14,6 +14,7 @@ from eegrecon.config_sources import parse_override
 from eegrecon.errors import ConfigError
 
 VERBS = ("train-encoder", "evaluate")
+QUIET = {VERBS[0]: ["trainer.enable_progress_bar=false"]}  # no worker has a screen
 ONLY_TRAINING = ("target.levels", "target.mixing")  # of the target block that both verbs share
 DATA_VERBS = ("prepare-data", "extract-targets")
 
@@ -62,7 +63,7 @@ class Run:
         return f"{self.group}/{self.variant}/{self.protocol}/{who}/seed-{self.seed}"
 
     def config(self, verb: str, subject: int) -> Any:
-        """The config of one of `VERBS`.
+        """The config of one of `VERBS`, as a worker runs it and as its manifest's hash is of.
 
         Raises:
             ConfigError: As `config.load`.
@@ -73,7 +74,7 @@ class Run:
         first += [f"seed={self.seed}"] + (["pictures=false"] if verb == "evaluate" else [])
         known = [word for word in self.overrides if keys_of(verb, word.partition("=")[0])]
         mine = [word for word in known if verb == VERBS[0] or word.partition("=")[0] not in ONLY_TRAINING]
-        return load_config(verb, self.experiment, None, [*first, *mine], subject)
+        return load_config(verb, self.experiment, None, [*first, *mine, *QUIET.get(verb, [])], subject)
 
 
 def read_sweep(path: Path, more: Sequence[str] = ()) -> Sweep:

@@ -21,7 +21,6 @@ from eegrecon.stages.sweep_alive import RUNS, beating, exists
 from eegrecon.stages.sweep_plan import VERBS, Run, folder_of, load_runs
 
 LOG = "sweep.log"
-QUIET = {"train-encoder": ["trainer.enable_progress_bar=false"]}
 
 
 class Worker:
@@ -121,8 +120,7 @@ def _said_into(log: TextIO) -> Iterator[None]:
 
 
 def _stage(verb: str, run: Run, subject: int) -> None:
-    quiet = Run(**{**vars(run), "overrides": [*run.overrides, *QUIET.get(verb, [])]})
-    config = quiet.config(verb, subject)
+    config = run.config(verb, subject)
     stage = importlib.import_module(f"eegrecon.stages.{verb.replace('-', '_')}")
     words = ["eegrecon", verb, "--exp", run.experiment, "--run", run.directory, "--subject", str(subject)]
     command = shlex.join([*words, f"data.protocol={run.protocol}", f"seed={run.seed}", *run.overrides])

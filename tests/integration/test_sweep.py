@@ -111,6 +111,37 @@ def test_runs_are_made_once_and_the_table_says_what_they_found(file, tmp_path, c
     assert again == first
 
 
+def test_results_of_another_definition_do_not_count(file, tmp_path, capsys):
+    only = ("--only", "tiny/ridge/within_subject/*/seed-0")
+    assert sweep(file, tmp_path, *only) == 0
+    out = tmp_path / "out"
+    encoder = out / "tiny" / "ridge" / "sub-02" / "seed-0" / "encoder" / "manifest.json"
+
+    def counted():
+        table = json.loads((out / "table.json").read_text())
+        notes = [note for note in table["notes"] if note.startswith("Left out")]
+        return sum(row["runs"] for row in table["rows"]), notes
+
+    assert counted() == (2, [])
+    # An encoder that was made again, not yet evaluated: the scores beside it are of the one before.
+    encoder.write_text(json.dumps({**json.loads(encoder.read_text()), "wall_seconds": 1.0}))
+    assert sweep(file, tmp_path, "--table") == 0
+    count, (note,) = counted()
+    assert (count, note.rpartition("): ")[2]) == (1, "tiny/ridge/within_subject/sub-02/seed-0")
+    # The variant is edited: a run in the same directory is refused, and the old result is not its own.
+    file.write_text(
+        file.read_text().replace("encoder.name=ridge", "encoder.name=ridge, encoder.args.samples_per_bin=2")
+    )
+    assert sweep(file, tmp_path, *only) == 2
+    assert "ridge/within_subject/sub-01/seed-0 failed: " in capsys.readouterr().err
+    count, (note,) = counted()
+    assert count == 0
+    assert note.endswith("): tiny/ridge/within_subject/sub-01/seed-0, tiny/ridge/within_subject/sub-02/seed-0")
+    encoder.unlink()  # being made again: not finished
+    assert sweep(file, tmp_path, "--table") == 0
+    assert counted()[1][0].endswith("): tiny/ridge/within_subject/sub-01/seed-0")
+
+
 def test_a_broken_run_is_told_and_the_others_go_on(file, tmp_path, capsys, monkeypatch):
     text = file.read_text().replace("seeds: [0, 1]", "seeds: [0]").replace("hidden: [8]", "hidden: [0]")
     file.write_text(text)
