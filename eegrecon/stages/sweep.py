@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if not runs:
         raise ConfigError(f"No run of {options.file} fits --only {options.only!r}: names look like {every[0].name}.")
     check_runs(runs)
-    commands = [] if options.skip_data else data_commands(sweep, options.overrides)
+    commands = [] if options.skip_data else data_commands(runs, options.overrides)
     if options.dry_run:
         for words in commands:
             console.print(f"first: eegrecon {shlex.join(words)}", markup=False, soft_wrap=True)

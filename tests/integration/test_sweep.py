@@ -1,6 +1,7 @@
 """Many runs with one command: what is planned, what is run, what happens when something breaks, and the table."""
 
 import csv
+import fnmatch
 import json
 import logging
 import os
@@ -75,7 +76,34 @@ def test_the_shipped_sweep_is_whole():
         assert set(names) == set(ENCODERS) - {"braindecode"}
     assert all(group.seeds == [0, 1, 2] for group in found.groups.values())
     assert len(within.subjects) == 4
-    assert ["prepare-data", "--exp", "pocket_bench", "data.subjects=[1,2,3,4]"] in data_commands(found)
+    assert ["prepare-data", "--exp", "pocket_bench", "data.subjects=[1,2,3,4]"] in data_commands(runs)
+
+
+def test_data_are_made_where_runs_look_for_them(tmp_path):
+    file = tmp_path / "places.yaml"
+    file.write_text(
+        """
+groups:
+  shared: {experiment: pocket, subjects: [1], shared: [data.root=/scratch/d], variants: {a: [], b: [data.set=other]}}
+  more: {experiment: pocket, subjects: [2], variants: {a: ["data={root: /scratch/d}"], b: [encoder.name=ridge]}}
+"""
+    )
+
+    def made(*more, only="*"):
+        runs = [run for run in runs_of(read_sweep(file, more), tmp_path) if fnmatch.fnmatch(run.name, only)]
+        found = data_commands(runs, more)
+        for preparation, targets in zip(found[::2], found[1::2], strict=True):
+            words = [word for word in preparation if not word.startswith("data.subjects=")]
+            assert targets == ["extract-targets", *words[1:]]
+        return [words[3:] for words in found[::2]]
+
+    assert made() == [
+        ["data.subjects=[1,2]", "data.root=/scratch/d", "data.set=pocket"],
+        ["data.subjects=[1]", "data.root=/scratch/d", "data.set=other"],
+        ["data.subjects=[2]"],
+    ]
+    assert made(only="more/b/*") == [["data.subjects=[2]"]]
+    assert made("data.root=/mine", only="*/a/*") == [["data.subjects=[1,2]", "data.root=/mine", "data.set=pocket"]]
 
 
 def test_the_command_line_has_the_last_word_and_levels_are_for_training_alone():
