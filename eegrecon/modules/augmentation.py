@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eegrecon.data.augment import Augment, drop_channels, mix, mixup_shares, neighbours, shift_in_time
 from eegrecon.data.streams import DROP, MIXUP, NOISE, SHIFT, generator_of
-from eegrecon.modules.distributed import uniform_rows
+from eegrecon.modules.distributed import all_gather_rows, is_distributed, rank, uniform_rows
 
 Draw = Callable[..., Tensor]  # (purpose, shape=(), normal=False) -> (b, *shape)
 
@@ -34,7 +34,8 @@ def row_draws(b: int, seed: int, epoch: int, batch_idx: int) -> Draw:
 def augmented(batch: dict[str, Any], augment: Augment, mean: Tensor, std: Tensor, draw: Draw) -> dict[str, Any]:
     """A training batch as the network sees it.
 
-    After mixup, `image_index` and `concept_index` are (b, 2): a row shows its own picture and its neighbour's.
+    After mixup, `image_index` and `concept_index` are (b, 2): a row shows its own picture and its neighbour's, which is
+    the same row of the global batch whatever the number of processes (each holds as many rows).
 
     Args:
         batch: eeg (b, n_chans, n_times) in the store's unit, ids (b,), targets.
@@ -56,8 +57,17 @@ def augmented(batch: dict[str, Any], augment: Augment, mean: Tensor, std: Tensor
     batch = {**batch, "eeg": eeg}
     if not augment.mixup:
         return batch
-    share = mixup_shares(draw(MIXUP), augment.mixup).to(eeg.device)
-    other = neighbours(len(eeg), eeg.device)
-    targets = {name: mix(value, share) for name, value in batch["targets"].items()}
-    both = {name: torch.stack([batch[name], batch[name][other]], dim=1) for name in ("image_index", "concept_index")}
-    return {**batch, **both, "eeg": mix(eeg, share), "targets": targets}
+    uniform = draw(MIXUP).to(eeg.device)
+    # Pairs are of the global batch: where a process holds an odd number of rows, some have their neighbour elsewhere.
+    whole = is_distributed() and len(eeg) % 2 == 1
+    rows = slice(rank() * len(eeg), (rank() + 1) * len(eeg)) if whole else slice(None)
+
+    def pool(value: Tensor) -> Tensor:
+        return all_gather_rows(value) if whole else value
+
+    share = mixup_shares(pool(uniform).cpu(), augment.mixup).to(eeg.device)
+    other = neighbours(len(share), eeg.device)[rows]
+    targets = {name: mix(pool(value), share)[rows] for name, value in batch["targets"].items()}
+    names = ("image_index", "concept_index")
+    both = {name: torch.stack([batch[name], pool(batch[name])[other]], dim=1) for name in names}
+    return {**batch, **both, "eeg": mix(pool(eeg), share)[rows], "targets": targets}

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from eegrecon.stages.sweep_alive import at_work
+    from eegrecon.stages.sweep_alive import alone_in
     from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of
 
     console = Console(stderr=True, highlight=False)
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if not runs:
         raise ConfigError(f"No run of {options.file} fits --only {options.only!r}: names look like {every[0].name}.")
     check_runs(runs)
-    commands = [] if options.skip_data else data_commands(sweep, options.overrides)
+    commands = [] if options.skip_data else data_commands(runs, options.overrides)
     if options.dry_run:
         for words in commands:
             console.print(f"first: eegrecon {shlex.join(words)}", markup=False, soft_wrap=True)
@@ -74,17 +74,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     failed: list[dict[str, Any]] = []
     if not options.table:
-        if busy := at_work(root):
-            raise ConfigError(
-                f"Workers of an earlier call are still at work in {root} ({', '.join(busy)}): wait for them, stop "
-                "them, or give another --out."
-            )
-        shutil.rmtree(root / ".sweep", ignore_errors=True)  # of calls that were killed
-        for words in commands:
-            code = subprocess.run([sys.executable, "-m", "eegrecon", *words], check=False).returncode
-            if code:
-                return code
-        failed = _work(sweep, runs, root, options)
+        with alone_in(root) as state:
+            for words in commands:
+                code = subprocess.run([sys.executable, "-m", "eegrecon", *words], check=False).returncode
+                if code:
+                    return code
+            failed = _work(sweep, runs, state, options)
     from eegrecon.stages.sweep_table import write_table
 
     write_table(every, root, sweep)
@@ -97,15 +92,14 @@ def run(options: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _work(sweep: Sweep, runs: Sequence[Run], root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _work(sweep: Sweep, runs: Sequence[Run], state: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Work off the runs with as many workers as asked for; returns the outcomes of those that failed."""
     from eegrecon.stages.progress import progress_bars
+    from eegrecon.stages.sweep_alive import RUNS
     from eegrecon.stages.sweep_plan import write_runs
     from eegrecon.stages.sweep_worker import LOG, Worker, outcomes
 
-    state = root / ".sweep" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    state.mkdir(parents=True)
-    write_runs(state / "runs.json", runs)
+    write_runs(state / RUNS, runs)
     jobs: list[Any] = []
     ended_by = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are stopped, too
     try:

@@ -14,8 +14,10 @@ from eegrecon.config_sources import parse_override
 from eegrecon.errors import ConfigError
 
 VERBS = ("train-encoder", "evaluate")
+QUIET = {VERBS[0]: ["trainer.enable_progress_bar=false"]}  # no worker has a screen
 ONLY_TRAINING = ("target.levels", "target.mixing")  # of the target block that both verbs share
 DATA_VERBS = ("prepare-data", "extract-targets")
+PLACE = ("data.root", "data.set")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Run:
         return f"{self.group}/{self.variant}/{self.protocol}/{who}/seed-{self.seed}"
 
     def config(self, verb: str, subject: int) -> Any:
-        """The config of one of `VERBS`.
+        """The config of one of `VERBS`, as a worker runs it and as its manifest's hash is of.
 
         Raises:
             ConfigError: As `config.load`.
@@ -73,7 +75,7 @@ class Run:
         first += [f"seed={self.seed}"] + (["pictures=false"] if verb == "evaluate" else [])
         known = [word for word in self.overrides if keys_of(verb, word.partition("=")[0])]
         mine = [word for word in known if verb == VERBS[0] or word.partition("=")[0] not in ONLY_TRAINING]
-        return load_config(verb, self.experiment, None, [*first, *mine], subject)
+        return load_config(verb, self.experiment, None, [*first, *mine, *QUIET.get(verb, [])], subject)
 
 
 def read_sweep(path: Path, more: Sequence[str] = ()) -> Sweep:
@@ -168,25 +170,36 @@ def check_runs(runs: Sequence[Run]) -> None:
                 raise ConfigError(f"The run {run.name}: {error}") from error
 
 
-def data_commands(sweep: Sweep, more: Sequence[str] = ()) -> list[list[str]]:
-    """The data verbs' argument lists, one pair an experiment, for all its subjects.
+def data_commands(runs: Sequence[Run], more: Sequence[str] = ()) -> list[list[str]]:
+    """The data verbs' argument lists, one pair an experiment and place where runs look for data, for all subjects.
 
     Args:
-        sweep: What was read.
+        runs: What is to be run.
         more: Overrides for every run; those of the `data` block go along.
+
+    Raises:
+        ConfigError: As `config.load`.
     """
-    subjects: dict[str, list[int]] = {}
-    for group in sweep.groups.values():
-        subjects[group.experiment] = sorted({*subjects.get(group.experiment, []), *group.subjects})
+    subjects: dict[tuple[str, tuple[str, ...]], set[int]] = {}
+    for run in {(run.group, run.variant, run.protocol): run for run in runs}.values():
+        subjects.setdefault((run.experiment, _place(run)), set()).update(run.subjects)
+    rest = [word for word in more if word.startswith("data.") and word.partition("=")[0] not in PLACE]
     commands = []
-    for experiment, who in subjects.items():
+    for (experiment, place), who in subjects.items():
         for verb in DATA_VERBS:
             words = [verb, "--exp", experiment]
             if keys_of(verb, "data.subjects"):
-                words.append(f"data.subjects={who}".replace(" ", ""))
-            words += [word for word in more if word.startswith("data.") and keys_of(verb, word.partition("=")[0])]
-            commands.append(words)
+                words.append(f"data.subjects={sorted(who)}".replace(" ", ""))
+            commands.append([*words, *(word for word in [*rest, *place] if keys_of(verb, word.partition("=")[0]))])
     return commands
+
+
+def _place(run: Run) -> tuple[str, ...]:
+    """Where the run looks for its data, as overrides of the data verbs; () where the experiment alone says it."""
+    if not any(word.partition("=")[0] in ("data", *PLACE) for word in run.overrides):
+        return ()
+    data = run.config(VERBS[0], run.tested[0]).data
+    return tuple(f"{key}={value}" for key, value in zip(PLACE, (data.root, data.set), strict=True))
 
 
 def write_runs(path: Path, runs: Sequence[Run]) -> None:

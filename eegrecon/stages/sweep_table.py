@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eegrecon.analysis.protocol import Protocol, unlike
-from eegrecon.artifacts import atomic_write, write_json
-from eegrecon.errors import ArtifactError
+from eegrecon.artifacts import MANIFEST, atomic_write, input_record, read_manifest, write_json
+from eegrecon.config import config_hash
+from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.stages.sweep_plan import VERBS, Run, Sweep
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ TOP = (1, 5)
 class Row:
     """One variant under one protocol; scores are means over subjects, pictures and seeds, in percent with intervals.
 
-    `scores` maps `val_top1`, `test_top5`, … to {value, low, high, over, n_way}.
+    `scores` maps `val_top1`, `test_top5`, … to {value, low, high, over, n_way}. `left_out` names the runs that were
+    made with another definition than the sweep has now: they do not count.
     """
 
     group: str
@@ -39,6 +41,7 @@ class Row:
     train_seconds: float | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     stamp: dict[str, Protocol] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def write_table(runs: Sequence[Run], root: Path, sweep: Sweep) -> list[Row]:
@@ -57,7 +60,7 @@ def write_table(runs: Sequence[Run], root: Path, sweep: Sweep) -> list[Row]:
     rows = collect(runs)
     finished = [row for row in rows if row.runs]
     text = io.StringIO()
-    notes = _differences(finished)
+    notes = [*_differences(finished), *_left_out(rows)]
     for console in (Console(width=150), Console(width=150, file=text)):
         for table in _tables(finished):
             console.print(table)
@@ -90,7 +93,10 @@ def _row(runs: Sequence[Run]) -> Row:
     rates, seconds, found = [], [], []
     for run in runs:
         encoder, evaluations = Path(run.directory) / "encoder", _evaluations(run)
-        if len(evaluations) < len(run.tested):
+        if len(evaluations) < len(run.tested) or not (encoder / MANIFEST).is_file():
+            continue
+        if not _is_of(run, encoder, evaluations):
+            row.left_out.append(run.name)
             continue
         row.runs += 1
         manifest = json.loads((encoder / "manifest.json").read_text(encoding="utf-8"))
@@ -123,7 +129,24 @@ def _evaluations(run: Run) -> list[Path]:
     """The finished `evaluate` folders of a run, one a tested subject."""
     names = [f"{VERBS[1]}-sub-{n:02d}" for n in run.tested] if run.protocol == "joint" else [VERBS[1]]
     folders = [Path(run.directory) / name for name in names]
-    return [folder for folder in folders if (folder / "manifest.json").is_file()]
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+
+
+def _is_of(run: Run, encoder: Path, evaluations: Sequence[Path]) -> bool:
+    """Whether these results are what the run's configs would make now, the evaluations of this very encoder."""
+    source = input_record(encoder)["manifest_sha256"]
+    wanted = [(encoder, VERBS[0], run.tested[0])]
+    wanted += [(folder, VERBS[1], subject) for folder, subject in zip(evaluations, run.tested, strict=True)]
+    try:
+        for folder, verb, subject in wanted:
+            made = read_manifest(folder, verify=False)
+            if made.config_hash != config_hash(run.config(verb, subject)):
+                return False
+            if folder != encoder and made.inputs.get("encoder", {}).get("manifest_sha256") != source:
+                return False
+    except (ArtifactError, ConfigError):  # of an older eegrecon; a variant that nobody runs now (`--only`), wrong
+        return False
+    return True
 
 
 def _stamp(folder: Path) -> Protocol:
@@ -164,6 +187,17 @@ def _differences(rows: Sequence[Row]) -> list[str]:
     if short:
         notes.append("Not all runs have finished: " + ", ".join(short))
     return notes
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    """The runs whose results are of another definition, and what makes them count again."""
+    names = [name for row in rows for name in row.left_out]
+    if not names:
+        return []
+    return [
+        "Left out, made with another config, encoder or eegrecon than the sweep has now (undo the change, or remove "
+        "their directories to make them again): " + ", ".join(names)
+    ]
 
 
 def _tables(rows: Sequence[Row]) -> list[Any]:

@@ -17,11 +17,10 @@ from typing import Any, TextIO
 
 from eegrecon.artifacts import write_json
 from eegrecon.errors import EegreconError
-from eegrecon.stages.sweep_alive import beating, exists
+from eegrecon.stages.sweep_alive import RUNS, beating, exists
 from eegrecon.stages.sweep_plan import VERBS, Run, folder_of, load_runs
 
 LOG = "sweep.log"
-QUIET = {"train-encoder": ["trainer.enable_progress_bar=false"]}
 
 
 class Worker:
@@ -40,7 +39,7 @@ class Worker:
         """Work off the runs; returns how many this worker has done."""
         folder, count = Path(state), 0
         with beating(folder):
-            for number, run in enumerate(load_runs(folder / "runs.json")):
+            for number, run in enumerate(load_runs(folder / RUNS)):
                 if self._parent is not None and not exists(self._parent):
                     break
                 claim = folder / f"{number:05d}.claim"
@@ -121,8 +120,7 @@ def _said_into(log: TextIO) -> Iterator[None]:
 
 
 def _stage(verb: str, run: Run, subject: int) -> None:
-    quiet = Run(**{**vars(run), "overrides": [*run.overrides, *QUIET.get(verb, [])]})
-    config = quiet.config(verb, subject)
+    config = run.config(verb, subject)
     stage = importlib.import_module(f"eegrecon.stages.{verb.replace('-', '_')}")
     words = ["eegrecon", verb, "--exp", run.experiment, "--run", run.directory, "--subject", str(subject)]
     command = shlex.join([*words, f"data.protocol={run.protocol}", f"seed={run.seed}", *run.overrides])

@@ -1,18 +1,23 @@
 """Many runs with one command: what is planned, what is run, what happens when something breaks, and the table."""
 
 import csv
+import fnmatch
 import json
 import logging
 import os
 import shutil
 import socket
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from eegrecon.cli import main
 from eegrecon.config import ENCODERS
 from eegrecon.errors import ConfigError
+from eegrecon.stages import sweep as sweep_tool
 from eegrecon.stages import sweep_alive, sweep_worker, train_encoder
 from eegrecon.stages.sweep_plan import check_runs, data_commands, read_sweep, runs_of, write_runs
 from tests.builders import build_tiny_set
@@ -71,7 +76,34 @@ def test_the_shipped_sweep_is_whole():
         assert set(names) == set(ENCODERS) - {"braindecode"}
     assert all(group.seeds == [0, 1, 2] for group in found.groups.values())
     assert len(within.subjects) == 4
-    assert ["prepare-data", "--exp", "pocket_bench", "data.subjects=[1,2,3,4]"] in data_commands(found)
+    assert ["prepare-data", "--exp", "pocket_bench", "data.subjects=[1,2,3,4]"] in data_commands(runs)
+
+
+def test_data_are_made_where_runs_look_for_them(tmp_path):
+    file = tmp_path / "places.yaml"
+    file.write_text(
+        """
+groups:
+  shared: {experiment: pocket, subjects: [1], shared: [data.root=/scratch/d], variants: {a: [], b: [data.set=other]}}
+  more: {experiment: pocket, subjects: [2], variants: {a: ["data={root: /scratch/d}"], b: [encoder.name=ridge]}}
+"""
+    )
+
+    def made(*more, only="*"):
+        runs = [run for run in runs_of(read_sweep(file, more), tmp_path) if fnmatch.fnmatch(run.name, only)]
+        found = data_commands(runs, more)
+        for preparation, targets in zip(found[::2], found[1::2], strict=True):
+            words = [word for word in preparation if not word.startswith("data.subjects=")]
+            assert targets == ["extract-targets", *words[1:]]
+        return [words[3:] for words in found[::2]]
+
+    assert made() == [
+        ["data.subjects=[1,2]", "data.root=/scratch/d", "data.set=pocket"],
+        ["data.subjects=[1]", "data.root=/scratch/d", "data.set=other"],
+        ["data.subjects=[2]"],
+    ]
+    assert made(only="more/b/*") == [["data.subjects=[2]"]]
+    assert made("data.root=/mine", only="*/a/*") == [["data.subjects=[1,2]", "data.root=/mine", "data.set=pocket"]]
 
 
 def test_the_command_line_has_the_last_word_and_levels_are_for_training_alone():
@@ -105,6 +137,37 @@ def test_runs_are_made_once_and_the_table_says_what_they_found(file, tmp_path, c
     assert sweep(file, tmp_path) == 0
     again = (out / "tiny" / "mlp" / "all-but-01" / "seed-1" / "encoder" / "manifest.json").stat().st_mtime_ns
     assert again == first
+
+
+def test_results_of_another_definition_do_not_count(file, tmp_path, capsys):
+    only = ("--only", "tiny/ridge/within_subject/*/seed-0")
+    assert sweep(file, tmp_path, *only) == 0
+    out = tmp_path / "out"
+    encoder = out / "tiny" / "ridge" / "sub-02" / "seed-0" / "encoder" / "manifest.json"
+
+    def counted():
+        table = json.loads((out / "table.json").read_text())
+        notes = [note for note in table["notes"] if note.startswith("Left out")]
+        return sum(row["runs"] for row in table["rows"]), notes
+
+    assert counted() == (2, [])
+    # An encoder that was made again, not yet evaluated: the scores beside it are of the one before.
+    encoder.write_text(json.dumps({**json.loads(encoder.read_text()), "wall_seconds": 1.0}))
+    assert sweep(file, tmp_path, "--table") == 0
+    count, (note,) = counted()
+    assert (count, note.rpartition("): ")[2]) == (1, "tiny/ridge/within_subject/sub-02/seed-0")
+    # The variant is edited: a run in the same directory is refused, and the old result is not its own.
+    file.write_text(
+        file.read_text().replace("encoder.name=ridge", "encoder.name=ridge, encoder.args.samples_per_bin=2")
+    )
+    assert sweep(file, tmp_path, *only) == 2
+    assert "ridge/within_subject/sub-01/seed-0 failed: " in capsys.readouterr().err
+    count, (note,) = counted()
+    assert count == 0
+    assert note.endswith("): tiny/ridge/within_subject/sub-01/seed-0, tiny/ridge/within_subject/sub-02/seed-0")
+    encoder.unlink()  # being made again: not finished
+    assert sweep(file, tmp_path, "--table") == 0
+    assert counted()[1][0].endswith("): tiny/ridge/within_subject/sub-01/seed-0")
 
 
 def test_a_broken_run_is_told_and_the_others_go_on(file, tmp_path, capsys, monkeypatch):
@@ -172,9 +235,11 @@ def test_a_run_that_a_cluster_takes_back_is_free_again(file, tmp_path, monkeypat
 def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
     state = tmp_path / "out" / ".sweep" / "earlier"
     state.mkdir(parents=True)
-    with sweep_alive.beating(state):
-        assert sweep(file, tmp_path, "--only", "tiny/ridge/*") == 2
-        assert f"still at work in {tmp_path / 'out'} ({socket.gethostname()}-{os.getpid()})" in capsys.readouterr().err
+    near = state / f"{socket.gethostname()}-{os.getppid()}.alive"  # any other process of this machine
+    near.touch()
+    assert sweep(file, tmp_path, "--only", "tiny/ridge/*") == 2
+    assert f"still at work in {tmp_path / 'out'} ({near.stem})" in capsys.readouterr().err
+    near.unlink()
     far = state / "elsewhere-12.alive"
     far.touch()
     assert sweep_alive.at_work(tmp_path / "out") == ["elsewhere-12"]
@@ -183,6 +248,64 @@ def test_no_second_call_beside_living_workers(file, tmp_path, capsys):
     assert sweep_alive.at_work(tmp_path / "out") == []
     assert sweep(file, tmp_path, "--only", "tiny/ridge/within_subject/sub-01/seed-0") == 0
     assert not state.exists()
+
+
+def signs(tmp_path):
+    return [path.stem for path in (tmp_path / "out").glob(".sweep/*/*.alive")]
+
+
+def test_a_call_shows_itself_before_any_worker_does(file, tmp_path, monkeypatch):
+    seen = []
+
+    def make_data(words, **_):
+        seen.append(signs(tmp_path))
+        return SimpleNamespace(returncode=0 if len(seen) < 3 else 3)
+
+    class Pending:  # as on a cluster: two workers that wait for their turn
+        def submit(self, worker, state):
+            return self
+
+        def done(self):
+            seen.append(signs(tmp_path))
+            return len(seen) > 4
+
+        def exception(self):
+            return None
+
+    monkeypatch.setattr(subprocess, "run", make_data)
+    monkeypatch.setattr(sweep_tool, "_executor", lambda *_: Pending())
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--only", "tiny/ridge/*"]
+    assert main(words) == 2  # no run was reached
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    assert len(seen) > 4
+    assert seen == [[own]] * len(seen)
+    assert main(words) == 3  # data could not be made
+    assert not list((tmp_path / "out" / ".sweep").iterdir())
+
+
+def test_an_inline_worker_leaves_the_sign_to_the_call(tmp_path):
+    with sweep_alive.alone_in(tmp_path) as state:
+        write_runs(state / "runs.json", [])
+        sweep_worker.Worker()(str(state))
+        assert len(list(state.glob("*.alive"))) == 1
+    assert not list(state.glob("*.alive"))
+
+
+def test_a_late_job_of_a_killed_call_ends(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sweep_worker.Worker()(str(tmp_path / "gone"))
+
+
+def test_a_sign_of_a_killed_worker_is_not_taken_for_who_has_its_pid_now(tmp_path):
+    state = tmp_path / ".sweep" / "killed"
+    state.mkdir(parents=True)
+    other = state / f"{socket.gethostname()}-{os.getppid()}.alive"
+    other.touch()
+    assert sweep_alive.at_work(tmp_path) == [other.stem]
+    os.utime(other, (0, time.time() - sweep_alive.SILENT_SECONDS - 1))
+    assert sweep_alive.at_work(tmp_path) == []
+    (state / f"{socket.gethostname()}-{os.getpid()}.alive").touch()  # the new sweep got the dead one's PID
+    assert sweep_alive.at_work(tmp_path) == []
 
 
 def test_a_worker_without_its_parent_begins_no_run(file, tmp_path, monkeypatch):
