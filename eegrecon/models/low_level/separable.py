@@ -3,8 +3,8 @@
 Why it is smaller: the paper's network mixes channels in its first transposed convolution only, where it spends 132 of
 its 143 million parameters; one spatial map that holds at all times and one temporal map that holds for all spatial
 components do that with ten thousand. What EEG tells of a picture's layout is coarse, so the dense part ends at 4 x 4
-pixels and not at one. On the pocket set it is better than ridge and the paper's network, at 2 s an epoch on one core;
-NICE's convolutions in its place learn the same slowly (experiments/LOG.md).
+pixels and not at one. On the pocket set it is better than ridge and the paper's network, at 2 s an epoch on one core
+(theirs: 30 s); NICE's convolutions in the place of the two maps learn slowly (experiments/LOG.md).
 """
 
 from collections.abc import Sequence
