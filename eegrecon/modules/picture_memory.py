@@ -16,7 +16,7 @@ MOST = 64  # more at a time makes no picture faster
 # Live values for each (channel, place) of the UNet's levels in one forward pass (skip connections, upper blocks that
 # are three times as wide, gated feed-forwards that are eight times), and of the autoencoder's second level at full
 # size. `benchmarks/generator.py` prints the sum beside what was taken.
-UNET_VALUES, VAE_VALUES = 16, 5
+UNET_VALUES, VAE_VALUES = 32, 8
 
 
 def fitting_batch(generator: Any, device: torch.device, *, processes: int = 1) -> int:

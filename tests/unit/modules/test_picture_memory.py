@@ -25,7 +25,7 @@ def test_the_batch_follows_the_free_memory(generator, monkeypatch):
         free[0] = int(bytes_ / picture_memory.SHARE) + 4
         return fitting_batch(generator, more.pop("device", CPU), **more)
 
-    one = 5 * 16 * 16 * 16 * 4  # of this generator the autoencoder takes more
+    one = 8 * 16 * 16 * 16 * 4  # of this generator the autoencoder takes more
     assert [activation_bytes(generator, size) for size in (1, 7)] == [one, 7 * one]
     assert [fits(one * pictures) for pictures in (0, 0.5, 1, 7.5, 10_000)] == [1, 1, 1, 7, 20]
     assert fits(8 * one, processes=2) == 4
@@ -41,8 +41,8 @@ def test_the_network_that_takes_more_counts(generator, monkeypatch):
     from eegrecon.models.generators import sdxl
 
     monkeypatch.setattr(sdxl, "DECODED_PIXELS", 16 * 16)  # decode one by one: the UNet takes more in a large batch
-    unet = 16 * 4 * (8 * 4 * 4 + 16 * 2 * 2)
-    assert activation_bytes(generator, 1) == 5 * 16 * 16 * 16 * 4
+    unet = 32 * 4 * (8 * 4 * 4 + 16 * 2 * 2)
+    assert activation_bytes(generator, 1) == 8 * 16 * 16 * 16 * 4
     assert activation_bytes(generator, 50) == 50 * unet
     monkeypatch.setattr(generator, "guidance_scale", 2.0)
     assert activation_bytes(generator, 50) == 2 * 50 * unet
