@@ -13,24 +13,24 @@ from eegrecon.errors import ConfigError
 
 SHARE = 0.8  # of what is free; allocators waste some, and others may want some
 MOST = 64  # more at a time makes no picture faster
-# Live values of one forward pass for each (channel, place) of the UNet's levels: skip connections, the widened input of
-# the upper blocks (three times its output), attention's queries and keys, the gated feed-forward (8 times).
-# `benchmarks/generator.py` prints this estimate beside what a picture took.
-UNET_VALUES = 12
+# Live values for each (channel, place) of the UNet's levels in one forward pass (skip connections, upper blocks that
+# are three times as wide, gated feed-forwards that are eight times), and of the autoencoder's second level at full
+# size. `benchmarks/generator.py` prints the sum beside what was taken.
+UNET_VALUES, VAE_VALUES = 32, 8
 
 
 def fitting_batch(generator: Any, device: torch.device, *, processes: int = 1) -> int:
     """How many pictures fit into the free memory of a device, from 1 to `MOST`.
 
-    An estimate: the parameters that are not on the device yet, and the UNet's activations of one picture (two with
-    classifier-free guidance). Decoding does not count: it takes few pictures at a time whatever the batch.
+    An estimate: the parameters that are not on the device yet, and the activations of the UNet or of the autoencoder,
+    whichever takes more (they come after each other).
 
     Args:
-        generator: With `unet`, `size` and `guidance_scale` (`SDXLGenerator`); of any other, 1.
+        generator: An `SDXLGenerator`; of any other kind, 1.
         device: Where it will run.
         processes: That share this memory.
     """
-    if not all(hasattr(generator, name) for name in ("unet", "size", "guidance_scale", "latent_shape")):
+    if not hasattr(generator, "decoded_together"):
         return 1
     missing = sum(
         parameter.numel() * parameter.element_size()
@@ -38,18 +38,23 @@ def fitting_batch(generator: Any, device: torch.device, *, processes: int = 1) -
         if parameter.device.type != device.type
     )
     left = SHARE * free_bytes(device) / processes - missing
-    return int(min(MOST, max(1, left // bytes_per_picture(generator))))
+    return next((size for size in range(MOST, 1, -1) if activation_bytes(generator, size) <= left), 1)
 
 
-def bytes_per_picture(generator: Any) -> int:
-    """Estimated memory of one picture in the UNet of an `SDXLGenerator`, bytes."""
-    config = generator.unet.config
+def activation_bytes(generator: Any, size: int) -> int:
+    """Estimated peak memory of making `size` pictures with an `SDXLGenerator`, bytes, without its parameters."""
     _, height, width = generator.latent_shape
-    values = sum(
-        channels * (height >> level) * (width >> level) for level, channels in enumerate(config.block_out_channels)
-    )
-    element = torch.empty((), dtype=generator.unet.dtype).element_size()
-    return max(1, UNET_VALUES * values * element * (2 if generator.guidance_scale > 1 else 1))
+    channels = generator.unet.config.block_out_channels
+    values = sum(wide * (height >> level) * (width >> level) for level, wide in enumerate(channels))
+    passes = 2 if generator.guidance_scale > 1 else 1  # with and without the condition, together
+    unet = UNET_VALUES * values * passes * _element(generator.unet) * size
+    wide = generator.vae.config.block_out_channels[:2][-1]
+    vae = VAE_VALUES * wide * generator.size**2 * _element(generator.vae) * min(size, generator.decoded_together)
+    return max(unet, vae)
+
+
+def _element(network: Any) -> int:
+    return torch.empty((), dtype=network.dtype).element_size()
 
 
 def half_of(size: int, smaller: str, else_: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eegrecon.artifacts import read_manifest
+from eegrecon.artifacts import load_embeds, read_manifest
 from tests.builders import build_tiny_set
 from tests.builders_runs import build_run
 from tests.builders_sdxl import tiny_sdxl
@@ -22,10 +22,11 @@ SCRIPT = """
 import sys
 from eegrecon.cli import main
 from eegrecon.metrics.features import picture_tensor
-from eegrecon.stages import evaluate
+from eegrecon.stages import evaluate, reconstruct
 
 network = lambda pictures: picture_tensor(pictures, 4).flatten(1)
 evaluate.load_judge = evaluate.load_target_space = lambda name: network
+reconstruct.load_target_space = lambda name: lambda pictures: network(pictures).repeat(1, 6)[:, :256] - 0.5
 sys.exit(main())
 """
 
@@ -57,17 +58,22 @@ def test_two_processes_make_the_same_pictures(tmp_path):
     tiny_sdxl(tmp_path / "sdxl", dim=256)
     build_run(tmp_path / "data", tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one = reconstruct(tmp_path, tmp_path / "one")
-    two = reconstruct(tmp_path, tmp_path / "two", "trainer.devices=2", "trainer.strategy=ddp")
+    best = ["draws=2", "keep=best"]
+    one = reconstruct(tmp_path, tmp_path / "one", *best)
+    two = reconstruct(tmp_path, tmp_path / "two", *best, "batch_size=0", "trainer.devices=2", "trainer.strategy=ddp")
     assert read_manifest(two).world_size == 2
     for folder in ("pictures", "pictures_ceiling"):
         names = sorted(path.name for path in (one / folder).iterdir())
         assert names == sorted(path.name for path in (two / folder).iterdir())
-        assert len(names) == 5
+        assert len(names) == 5 * 2
         for name in names:
             with Image.open(one / folder / name) as first, Image.open(two / folder / name) as second:
                 difference = np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int))
             assert difference.max() <= 1
+    chosen = [
+        load_embeds(directory / "embeds" / "test.safetensors")["chosen_draw"].tolist() for directory in (one, two)
+    ]
+    assert chosen[0] == chosen[1]
     first, second = (json.loads((d / "metrics.json").read_text())["metrics"] for d in (one, two))
     assert set(first) == set(second)
     for name, entry in first.items():

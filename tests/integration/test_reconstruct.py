@@ -268,8 +268,8 @@ def test_a_batch_size_that_is_not_given_is_chosen_by_the_memory(home, done, tmp_
 
     limit = 100
     monkeypatch.setattr(SDXLGenerator, "forward", watched)
-    monkeypatch.setattr(picture_memory, "free_bytes", lambda device: 5 * picture_memory.MOST * 2**10)
-    monkeypatch.setattr(picture_memory, "bytes_per_picture", lambda generator: 2**16)
+    monkeypatch.setattr(picture_memory, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(picture_memory, "activation_bytes", lambda generator, size: size * 2**18 * 3 // 4)
     go(home, run / "reconstruct", "batch_size=0")
     assert "4 pictures at a time fit into the memory of cpu" in capsys.readouterr().err
     assert sizes == [4, 2, 4, 2]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eegrecon.artifacts import sha256_file
 from eegrecon.errors import ConfigError, DataError
-from eegrecon.models.generators.sdxl_files import POCKET_DIRECTORY
+from eegrecon.models.generators.sdxl_files import POCKET_DIRECTORY, REPOSITORIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,8 +102,12 @@ def load_vae(base: str = "pocket", size: int = 64) -> VaeLatents:
 
     weights = vae_file(base)
     if weights is None or not weights.is_file():
-        cure = "run `make pocket-weights`" if base == "pocket" else "name an SDXL pipeline folder as `base`"
-        raise DataError(f"no autoencoder at {weights or base}; {cure}.")
+        named = base if weights is None else REPOSITORIES.get(Path(base).name, "OWNER/NAME")
+        where = "" if weights is None else f" --local-dir {base}"
+        fetch = f"fetch it with `hf download {named} vae/config.json vae/{WEIGHTS}{where}` or name another `base`"
+        raise DataError(
+            f"no autoencoder at {weights or base}; {'run `make pocket-weights`' if base == 'pocket' else fetch}."
+        )
     folder = weights.parent.parent
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32, local_files_only=True)
     sha256 = sha256_file(weights)

@@ -13,7 +13,7 @@ from eegrecon.errors import ConfigError, DataError
 from eegrecon.models.generators import sdxl_files as files
 from eegrecon.models.generators.prompts import PromptEmbeds
 
-DECODED_PIXELS = 2**20  # pictures of so many pixels together are decoded at once: decoding takes the most memory
+DECODED_PIXELS = 2**18  # so many are decoded at once, one picture of 512 px: decoding takes the most memory
 
 
 class SDXLGenerator(nn.Module):
@@ -101,6 +101,11 @@ class SDXLGenerator(nn.Module):
         self._vae_moments = _vae_moments(self.vae.config)
 
     @property
+    def decoded_together(self) -> int:
+        """How many pictures the autoencoder decodes at once, whatever the batch."""
+        return max(1, DECODED_PIXELS // self.size**2)
+
+    @property
     def vae_weights(self) -> Path:
         """The autoencoder's file of full precision, by whose hash a store of latents says where it is from."""
         return self.folder / "vae" / "diffusion_pytorch_model.safetensors"
@@ -186,7 +191,7 @@ class SDXLGenerator(nn.Module):
         if self._vae_moments:
             mean, std = self._vae_moments
             latents = latents * std.to(latents) + mean.to(latents)
-        rows = max(1, DECODED_PIXELS // self.size**2)
+        rows = self.decoded_together
         pictures = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in latents.split(rows)])
         if not pictures.isfinite().all():
             raise ConfigError(

@@ -3,7 +3,7 @@ import torch
 
 from eegrecon.errors import ConfigError
 from eegrecon.modules import picture_memory
-from eegrecon.modules.picture_memory import bytes_per_picture, enough_memory, fitting_batch
+from eegrecon.modules.picture_memory import activation_bytes, enough_memory, fitting_batch
 from tests.builders_sdxl import tiny_sdxl
 
 CPU = torch.device("cpu")
@@ -19,22 +19,33 @@ def generator(tmp_path_factory):
 def test_the_batch_follows_the_free_memory(generator, monkeypatch):
     free = [0]
     monkeypatch.setattr(picture_memory, "free_bytes", lambda device: free[0])
-    one = bytes_per_picture(generator)
-    assert one == 12 * 4 * (8 * 4 * 4 + 16 * 2 * 2)
-    for pictures, expected in ((0, 1), (0.5, 1), (1, 1), (7.5, 7), (10_000, picture_memory.MOST)):
-        free[0] = int(pictures * one / picture_memory.SHARE) + 1
-        assert fitting_batch(generator, CPU) == expected
-    free[0] = int(8 * one / picture_memory.SHARE) + 4
-    assert fitting_batch(generator, CPU, processes=2) == 4
-    generator.guidance_scale = 2.0  # two network calls a picture, together
-    assert fitting_batch(generator, CPU) == 4
-    generator.guidance_scale = 1.0
+    monkeypatch.setattr(picture_memory, "MOST", 20)
+
+    def fits(bytes_, **more):
+        free[0] = int(bytes_ / picture_memory.SHARE) + 4
+        return fitting_batch(generator, more.pop("device", CPU), **more)
+
+    one = 8 * 16 * 16 * 16 * 4  # of this generator the autoencoder takes more
+    assert [activation_bytes(generator, size) for size in (1, 7)] == [one, 7 * one]
+    assert [fits(one * pictures) for pictures in (0, 0.5, 1, 7.5, 10_000)] == [1, 1, 1, 7, 20]
+    assert fits(8 * one, processes=2) == 4
     # on a device where the parameters are not yet they take their part
+    meta = torch.device("meta")
     parameters = sum(parameter.numel() * 4 for parameter in generator.parameters())
-    assert fitting_batch(generator, torch.device("meta")) == 1
-    free[0] = int((parameters + 8 * one) / picture_memory.SHARE) + 4
-    assert fitting_batch(generator, torch.device("meta")) == 8
+    assert fits(8 * one, device=meta) == max(1, 8 - -(-parameters // one))
+    assert fits(8 * one + parameters, device=meta) == 8
     assert fitting_batch(object(), CPU) == 1
+
+
+def test_the_network_that_takes_more_counts(generator, monkeypatch):
+    from eegrecon.models.generators import sdxl
+
+    monkeypatch.setattr(sdxl, "DECODED_PIXELS", 16 * 16)  # decode one by one: the UNet takes more in a large batch
+    unet = 32 * 4 * (8 * 4 * 4 + 16 * 2 * 2)
+    assert activation_bytes(generator, 1) == 8 * 16 * 16 * 16 * 4
+    assert activation_bytes(generator, 50) == 50 * unet
+    monkeypatch.setattr(generator, "guidance_scale", 2.0)
+    assert activation_bytes(generator, 50) == 2 * 50 * unet
 
 
 @pytest.mark.parametrize(

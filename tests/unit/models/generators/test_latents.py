@@ -33,7 +33,7 @@ def test_latents_are_the_scaled_posterior_mean(folder):
 
 
 def test_errors_say_what_to_do(folder, tmp_path):
-    with pytest.raises(DataError, match="no autoencoder at"):
+    with pytest.raises(DataError, match=rf"no autoencoder at .*--local-dir {tmp_path}` or name another `base`"):
         load_vae(str(tmp_path))
     with pytest.raises(ConfigError, match="multiple of 4"):
         load_vae(str(folder), size=18)
@@ -45,5 +45,9 @@ def test_a_repository_that_was_fetched_before_is_found_in_the_cache(monkeypatch)
     assert vae_file("stabilityai/sdxl-turbo") == Path("/cache/snap/vae/file")
     assert asked == [("stabilityai/sdxl-turbo", "vae/diffusion_pytorch_model.safetensors")]
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: None)
-    with pytest.raises(DataError, match=r"no autoencoder at stabilityai/sdxl-turbo; name an SDXL pipeline folder"):
+    with pytest.raises(
+        DataError,
+        match=r"no autoencoder at stabilityai/sdxl-turbo; fetch it with `hf download "
+        r"stabilityai/sdxl-turbo vae/config\.json vae/diffusion_pytorch_model\.safetensors`",
+    ):
         load_vae("stabilityai/sdxl-turbo")
