@@ -58,6 +58,7 @@ from eegrecon.config_schema import (
     TargetSpec,
     TrainEncoderConfig,
     TrainPriorConfig,
+    TrainProjectorConfig,
 )
 from eegrecon.config_sources import (
     did_you_mean,
@@ -117,6 +118,7 @@ __all__ = [
     "TargetSpec",
     "TrainEncoderConfig",
     "TrainPriorConfig",
+    "TrainProjectorConfig",
     "config_hash",
     "did_you_mean",
     "diff",

@@ -43,6 +43,7 @@ TARGET_MODELS = {
     "pocket_clip": "eegrecon.models.vision:load_pocket_clip",
     "open_clip": "eegrecon.models.vision:load_open_clip",
     "sdxl_vae": "eegrecon.models.generators.latents:load_vae",
+    "git": "eegrecon.models.captioners.tower:load_tower",  # kind layer: the visual tokens that a captioner reads
     "feature_file": "eegrecon.data.feature_files:FeatureFiles",  # no network: rows that somebody else extracted
 }
 # What `prepare-data` makes trial stores from: the simulated brain, or one subject's files in a published layout
@@ -258,6 +259,27 @@ class TrainPriorConfig:
 
 
 @dataclass(frozen=True)
+class PicturesOnlyConfig(SetConfig):
+    """A set and which of its training concepts are held out: for what is trained on pictures alone."""
+
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass(frozen=True)
+class TrainProjectorConfig:
+    """`train-projector`: image embedding to a captioner's visual tokens, from pictures alone."""
+
+    data: PicturesOnlyConfig = field(default_factory=PicturesOnlyConfig)
+    name: str = MISSING  # the folder `<root>/<set>/projectors/<name>`
+    target: TargetConfig = field(default_factory=TargetConfig)  # image embeddings, as the prior makes them
+    tokens: str = MISSING  # a store of kind layer that the model `git` made
+    optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
+    batch_size: int = field(default=32, metadata={"minimum": 1})
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class ReconstructConfig:
     """`reconstruct`: stage 3, embeddings to pictures, and their scores."""
 
@@ -304,14 +326,17 @@ class StepsConfig:
 
 @dataclass(frozen=True)
 class PocketWeightsConfig:
-    """`pocket-weights`: train what the package ships (heads, autoencoder, denoiser)."""
+    """`pocket-weights`: train what the package ships (heads, autoencoder, captioner, denoiser)."""
 
     split: SplitConfig = field(default_factory=SplitConfig)  # the held-out concepts that no weight may see
     scenes: int = field(default=MISSING, metadata={"minimum": 1})  # per drawing
     keep_features: float = field(default=1.0, metadata={"minimum": 0})
     embed_noise: float = field(default=0.1, metadata={"minimum": 0})
+    caption_scenes: int = field(default=24, metadata={"minimum": 0})  # per drawing, with tokens of their quarters
+    extra_words: int = field(default=6000, metadata={"minimum": 0})  # of the text tower, beside those of the titles
     heads: StepsConfig = field(default_factory=StepsConfig)
     autoencoder: StepsConfig = field(default_factory=StepsConfig)
+    captioner: StepsConfig = field(default_factory=StepsConfig)
     denoiser: StepsConfig = field(default_factory=StepsConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -329,6 +354,7 @@ class StageSpec:
 STAGES = {
     "prepare-data": StageSpec(PrepareDataConfig, "prepare-data.yaml", None),
     "extract-targets": StageSpec(ExtractTargetsConfig, "extract-targets.yaml", None),
+    "train-projector": StageSpec(TrainProjectorConfig, "projector.yaml", None),
     "train-encoder": StageSpec(TrainEncoderConfig, "encoder.yaml", "encoder"),
     "train-prior": StageSpec(TrainPriorConfig, "prior.yaml", "prior"),
     "reconstruct": StageSpec(ReconstructConfig, "reconstruct.yaml", "reconstruct"),

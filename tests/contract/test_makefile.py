@@ -12,8 +12,8 @@ from eegrecon.config import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
-    "setup", "download", "prepare-data", "extract-targets", "train-encoder", "train-prior", "reconstruct", "evaluate",
-    "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
+    "setup", "download", "prepare-data", "extract-targets", "train-projector", "train-encoder", "train-prior",
+    "reconstruct", "evaluate", "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -52,7 +52,7 @@ def test_a_verb_calls_itself_from_the_venv(verb):
     assert ("--seed 2 --run /r" in call) == in_run
     assert ("--exp pocket_weights" if verb == "pocket-weights" else "--exp mine") in call
     assert ("--subject 3" in call) == (in_run or verb == "prepare-data")
-    assert ("--upstream" in call) == (verb in {"train-encoder", "train-prior", "reconstruct"})
+    assert ("--upstream" in call) == (verb in {"train-projector", "train-encoder", "train-prior", "reconstruct"})
 
 
 def test_continuous_integration_types_the_same_command():
