@@ -49,7 +49,10 @@ def captions_of(
     """
     if source not in SOURCES:
         raise ConfigError(f"the source of captions is {source!r}; choose one of {', '.join(SOURCES)}.")
-    foreign = {"captions": {"names": len(names)}, "retrieval": {"projector": projector, "num_beams": num_beams != 1}}
+    foreign: dict[str, dict[str, Any]] = {
+        "captions": {"names": len(names)},
+        "retrieval": {"projector": projector, "num_beams": num_beams != 1},
+    }
     if odd := [name for name, given in foreign[source].items() if given]:
         raise ConfigError(f"{', '.join(odd)} mean nothing to captions of the source {source!r}: leave them out.")
     if source == "retrieval":

@@ -30,7 +30,6 @@ def build_text(titles: list[str], clip: Any, extra_words: int) -> tuple[Any, Any
     """
     import torch
 
-    from eegrecon.models.captioners.git import pocket_tokenizer
     from eegrecon.models.generators.pocket_text import build_text_encoder, build_tokenizer, caption_words, word_table
     from eegrecon.models.vision import build_pocket_clip
 
@@ -42,9 +41,16 @@ def build_text(titles: list[str], clip: Any, extra_words: int) -> tuple[Any, Any
                 [clip.encode_text(tokenizer(list(texts[at : at + 256]))) for at in range(0, len(texts), 256)]
             )
 
-    words = caption_words(titles, embed, list(pocket_tokenizer().get_vocab()), extra_words)
+    words = caption_words(titles, embed, candidate_words(), extra_words)
     own = build_tokenizer(words)
     return own, build_text_encoder(own, table=word_table(own, words, embed))
+
+
+def candidate_words() -> list[str]:
+    """Return the words of MiniLM's vocabulary, what the text tower's extra words are chosen from."""
+    from eegrecon.models.captioners.git import pocket_tokenizer
+
+    return sorted(pocket_tokenizer().get_vocab())
 
 
 def caption_ids(titles: list[str], tokenizer: Any) -> torch.Tensor:

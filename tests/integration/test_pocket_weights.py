@@ -10,7 +10,7 @@ from eegrecon.artifacts import read_manifest
 from eegrecon.config import load
 from eegrecon.data.splits import held_out_concepts
 from eegrecon.pocket.drawings import Drawing, concepts, other_drawings
-from eegrecon.stages import pocket_weights
+from eegrecon.stages import pocket_weights, pocket_words
 
 PARTS = ("heads", "autoencoder", "captioner", "denoiser")
 TINY = [
@@ -26,6 +26,7 @@ TINY = [
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(pocket_weights, "training_drawings", lambda cfg: list(other_drawings()[:4]))
+    monkeypatch.setattr(pocket_words, "candidate_words", lambda: ["boat", "tree", "face"])  # not all 30,000
 
 
 def test_every_part_trains_and_the_export_loads(few, tmp_path):

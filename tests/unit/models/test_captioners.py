@@ -152,3 +152,24 @@ def test_the_projector_is_the_published_stack_and_gives_different_tokens():
     assert (out[:, 0] - out[:, 1]).abs().mean() > 0.1
     with pytest.raises(ValueError, match=r"must be \(b, 6\), got \(4, 1, 6\)"):
         projector(embeds[:, None])
+
+
+def test_the_shipped_captioner_names_what_it_trained_on_and_fits_the_limits():
+    """Scenes of training drawings that it never saw (24 of each were), through its own tower."""
+    from eegrecon.models.captioners.tower import load_tower
+    from eegrecon.pocket.drawings import concepts
+    from eegrecon.pocket.pictures import spare_scene
+
+    some = [drawing for drawing in concepts() if drawing.side == "train"][::16]
+    tower, network = load_tower("pocket"), git.load_git("pocket")
+    header, interface = tower.header(), network.interface()
+    assert (header["model"], header["weights_tag"]) == (interface["model"], interface["weights_tag"])
+    tokens = torch.from_numpy(tower.encode([spare_scene(drawing, 30, size=128) for drawing in some]))
+    captions = network.caption(tokens)
+    right = [caption == f"a picture of {drawing.title}" for caption, drawing in zip(captions, some, strict=True)]
+    assert len(some) > 20
+    assert sum(right) >= 0.15 * len(some), captions  # of 1,527 names; hues are shifted, so tomatoes pass for apples
+    assert network.caption(tokens.roll(1, 0)) != captions
+    files = list(git.POCKET_FILE.parents[1].rglob("*.safetensors"))
+    assert max(path.stat().st_size for path in files) <= 15 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 35e6
