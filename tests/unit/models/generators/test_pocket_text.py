@@ -112,3 +112,35 @@ def test_a_training_step_reaches_every_weight_but_the_words(denoiser, tokenizer)
     still = {name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum()}
     assert still == {"denoiser.text_encoder.text_model.embeddings.token_embedding.weight"}
     module.zero_grad()
+
+
+def test_what_a_training_row_is_told(tokenizer):
+    """Captions, empty prompts, embeddings and nothing at all come in the shares that were asked for."""
+    from eegrecon.models.generators.pocket_sdxl import build_scheduler
+    from eegrecon.modules.pocket import DenoiserModule
+
+    class Recorder(torch.nn.Module):
+        def encode_text(self, ids, word_noise):
+            self.ids = ids
+            return ids, ids
+
+        def forward(self, noisy, timesteps, embeds, prompt, drop):
+            self.embeds, self.drop = embeds, drop
+            return noisy
+
+    torch.manual_seed(0)
+    n, recorder, empty = 20_000, Recorder(), tokenize(tokenizer, [""])
+    module = DenoiserModule(recorder, build_scheduler(), empty, captioned=0.4, imageless=0.2, captioned_imageless=0.7,
+                            embed_noise=0.1, caption_embed_noise=0.9, lr=1e-3, total_steps=1)  # fmt: skip
+    module.report = lambda terms: torch.stack(list(terms.values())).sum()
+    captions = tokenize(tokenizer, ["red boat", "a picture of red boat"])[None].expand(n, -1, -1)
+    module.training_step((torch.randn(n, 4, 1, 1), torch.zeros(n, 12), captions))
+    told = [(recorder.ids == text).all(1) for text in (captions[0, 0], captions[0, 1], empty[0])]
+    assert [round(float(rows.float().mean()), 1) for rows in told] == [0.2, 0.2, 0.6]
+    captioned, blind = ~told[2], recorder.embeds.abs().sum(1) == 0
+    assert blind[captioned].float().mean() == pytest.approx(0.7, abs=0.02)
+    assert blind[~captioned].float().mean() == pytest.approx(0.2, abs=0.02)
+    assert recorder.drop.float().mean() == pytest.approx(0.1, abs=0.01)
+    noise = recorder.embeds[~blind].std(1)  # the embeddings themselves are zero here
+    assert noise[~captioned[~blind]].mean() == pytest.approx(0.1, abs=0.01)
+    assert noise[captioned[~blind]].mean() == pytest.approx(0.5, abs=0.03)
