@@ -16,7 +16,7 @@ EEGRECON   = $(BIN)/python -m eegrecon
 RUN_FLAGS  = --exp $(EXP) --subject $(SUBJECT) --seed $(SEED) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: setup download prepare-data extract-targets train-encoder train-prior train-low-level reconstruct evaluate sweep pocket-weights tensorboard test test-slow lint help clean
+.PHONY: setup download prepare-data extract-targets train-projector train-encoder train-prior train-low-level reconstruct evaluate sweep pocket-weights tensorboard test test-slow lint help clean
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "eegrecon needs Python 3.11 or newer on the PATH, and found none." >&2; exit 2; }
@@ -31,6 +31,9 @@ prepare-data: $(READY) ## pictures and trials of EXP's set, for SUBJECT
 	$(EEGRECON) prepare-data --exp $(EXP) --subject $(SUBJECT) $(ARGS)
 extract-targets: $(READY) ## image embeddings and VAE latents of the set
 	$(EEGRECON) extract-targets --exp $(EXP) $(ARGS)
+train-projector: EXP = pocket_captions
+train-projector: $(READY) ## captions: image embedding to a captioner's visual tokens (EXP=pocket_captions)
+	$(EEGRECON) train-projector --upstream --exp $(EXP) $(ARGS)
 train-encoder: $(READY) ## stage 1: EEG to EEG embedding (makes what is missing before it)
 	$(EEGRECON) train-encoder --upstream $(RUN_FLAGS)
 train-prior: $(READY) ## stage 2: EEG embedding to image embedding (makes what is missing before it)

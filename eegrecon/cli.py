@@ -22,6 +22,7 @@ from eegrecon.errors import ConfigError, EegreconError
 SUMMARIES = {
     "prepare-data": "make the pictures and the trial stores of a set",
     "extract-targets": "make the target stores (image embeddings, VAE latents) of a set",
+    "train-projector": "captions: train the map from image embeddings to a captioner's visual tokens",
     "train-encoder": "stage 1: train the EEG encoder",
     "train-prior": "stage 2: train the diffusion prior",
     "train-low-level": "the low-level pathway: train a network from EEG to VAE latents",
@@ -48,6 +49,7 @@ PLAIN_FILES = "--eeg-embeds"
 UPSTREAM = {
     "prepare-data": (),
     "extract-targets": ("prepare-data",),
+    "train-projector": ("prepare-data", "extract-targets"),
     "train-encoder": ("prepare-data", "extract-targets"),
     "train-prior": ("prepare-data", "extract-targets", "train-encoder"),
     "train-low-level": ("prepare-data", "extract-targets"),

@@ -42,7 +42,6 @@ from eegrecon.config_schema import (
     REGIONS,
     SOURCES,
     STAGES,
-    TARGET_MODELS,
     BrainConfig,
     DataConfig,
     EvaluateConfig,
@@ -57,10 +56,10 @@ from eegrecon.config_schema import (
     StageSpec,
     StepsConfig,
     SubjectsConfig,
-    TargetSpec,
     TrainEncoderConfig,
     TrainLowLevelConfig,
     TrainPriorConfig,
+    TrainProjectorConfig,
 )
 from eegrecon.config_sources import (
     did_you_mean,
@@ -74,6 +73,7 @@ from eegrecon.config_sources import (
     read_experiment,
     stage_spec,
 )
+from eegrecon.config_targets import TARGET_MODELS, TargetSpec
 from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
 from eegrecon.errors import ConfigError
 
@@ -124,6 +124,7 @@ __all__ = [
     "TrainEncoderConfig",
     "TrainLowLevelConfig",
     "TrainPriorConfig",
+    "TrainProjectorConfig",
     "config_hash",
     "did_you_mean",
     "diff",

@@ -15,6 +15,7 @@ from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
 from eegrecon.config_pathways import PathwaysConfig
 from eegrecon.config_prior import PRIORS, DiffusionConfig, RegressionConfig, SampleConfig, ScheduleConfig
+from eegrecon.config_targets import TargetSpec
 from eegrecon.config_training import AugmentConfig, InitConfig, LoaderConfig, SelectConfig
 
 ENCODERS = {
@@ -41,12 +42,6 @@ GENERATORS = {"sdxl": "eegrecon.models.generators.sdxl:SDXLGenerator"}
 PROTOCOLS = ("within_subject", "leave_one_subject_out", "joint")
 REGIONS = ("frontal", "central", "parietal", "temporal", "occipital")
 OPTIMS = {"adamw": "torch.optim:AdamW", "adam": "torch.optim:Adam"}
-TARGET_MODELS = {
-    "pocket_clip": "eegrecon.models.vision:load_pocket_clip",
-    "open_clip": "eegrecon.models.vision:load_open_clip",
-    "sdxl_vae": "eegrecon.models.generators.latents:load_vae",
-    "feature_file": "eegrecon.data.feature_files:FeatureFiles",  # no network: rows that somebody else extracted
-}
 # What `prepare-data` makes trial stores from: the simulated brain, or one subject's files in a published layout
 # (built with subject=, images=, work=; see `eegrecon.data.sources`).
 SOURCES = {
@@ -152,21 +147,6 @@ class BrainConfig:
     gain: float = 0.0  # no default: the source pocket refuses 0, the other sources have no brain
     train_repetitions: int = field(default=4, metadata={"minimum": 1})
     test_repetitions: int = field(default=80, metadata={"minimum": 1})
-
-
-@dataclass(frozen=True)
-class TargetSpec:
-    """One target store to make (a list of blur levels: one store a level)."""
-
-    kind: str = field(default=MISSING, metadata={"choices": ("image", "layer", "text", "vae_latent")})
-    model: Choice = field(default_factory=Choice, metadata={"registry": TARGET_MODELS})
-    batch_size: int = field(default=64, metadata={"minimum": 1})
-    layer: str = ""  # kind layer: k for what leaves block k of the vision tower (0: what enters the first), or a module
-    pooling: str = field(default="mean", metadata={"choices": ("mean", "cls", "tokens")})  # kind layer
-    # Before the model sees a picture: 0 (none), the sigma of a Gaussian in pixels, {kernel: 15, size: 224}, or a list.
-    blur: Any = 0
-    prompt: str = "This picture is {}"  # kind text; {} is the concept as its folder names it, {spaced} without _
-    dtype: str = field(default="float32", metadata={"choices": ("float32", "float16")})
 
 
 @dataclass(frozen=True)
@@ -289,6 +269,27 @@ class TrainLowLevelConfig:
 
 
 @dataclass(frozen=True)
+class PicturesOnlyConfig(SetConfig):
+    """A set and which of its training concepts are held out: for what is trained on pictures alone."""
+
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass(frozen=True)
+class TrainProjectorConfig:
+    """`train-projector`: image embedding to a captioner's visual tokens, from pictures alone."""
+
+    data: PicturesOnlyConfig = field(default_factory=PicturesOnlyConfig)
+    name: str = MISSING  # the folder `<root>/<set>/projectors/<name>`
+    target: TargetConfig = field(default_factory=TargetConfig)  # image embeddings, as the prior makes them
+    tokens: str = MISSING  # a store of kind layer that the model `git` made
+    optim: Choice = field(default_factory=Choice, metadata={"registry": OPTIMS})
+    batch_size: int = field(default=32, metadata={"minimum": 1})
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class ReconstructConfig:
     """`reconstruct`: stage 3, embeddings to pictures, and their scores."""
 
@@ -343,14 +344,17 @@ class StepsConfig:
 
 @dataclass(frozen=True)
 class PocketWeightsConfig:
-    """`pocket-weights`: train what the package ships (heads, autoencoder, denoiser)."""
+    """`pocket-weights`: train what the package ships (heads, autoencoder, captioner, denoiser)."""
 
     split: SplitConfig = field(default_factory=SplitConfig)  # the held-out concepts that no weight may see
     scenes: int = field(default=MISSING, metadata={"minimum": 1})  # per drawing
     keep_features: float = field(default=1.0, metadata={"minimum": 0})
     embed_noise: float = field(default=0.1, metadata={"minimum": 0})
+    caption_scenes: int = field(default=24, metadata={"minimum": 0})  # per drawing, with tokens of their quarters
+    extra_words: int = field(default=6000, metadata={"minimum": 0})  # of the text tower, beside those of the titles
     heads: StepsConfig = field(default_factory=StepsConfig)
     autoencoder: StepsConfig = field(default_factory=StepsConfig)
+    captioner: StepsConfig = field(default_factory=StepsConfig)
     denoiser: StepsConfig = field(default_factory=StepsConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -368,6 +372,7 @@ class StageSpec:
 STAGES = {
     "prepare-data": StageSpec(PrepareDataConfig, "prepare-data.yaml", None),
     "extract-targets": StageSpec(ExtractTargetsConfig, "extract-targets.yaml", None),
+    "train-projector": StageSpec(TrainProjectorConfig, "projector.yaml", None),
     "train-encoder": StageSpec(TrainEncoderConfig, "encoder.yaml", "encoder"),
     "train-prior": StageSpec(TrainPriorConfig, "prior.yaml", "prior"),
     "train-low-level": StageSpec(TrainLowLevelConfig, "low-level.yaml", "low_level"),

@@ -25,6 +25,7 @@ from eegrecon.diffusion.objectives import build_scheduler
 from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
 from eegrecon.errors import ArtifactError
 from eegrecon.manifest import Manifest
+from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.encoders.wrapper import AlignedEncoder
 from eegrecon.models.low_level.wrapper import LowLevelDecoder
 from eegrecon.registry import resolve
@@ -37,8 +38,8 @@ SCHEDULE = ("prediction_type", "num_train_timesteps", "beta_schedule", "clip_sam
 class LoadedStage:
     """A stage's network, rebuilt (eval mode, float32), with its manifest and resolved config.
 
-    `network` is an `AlignedEncoder` (which holds the latent head, if any), a prior (`ScaledPrior`, `PointPrior`) or a
-    `LowLevelDecoder`.
+    `network` is an `AlignedEncoder` (which holds the latent head, if any), a prior (`ScaledPrior`, `PointPrior`), a
+    `LowLevelDecoder` or a `PixelProjector`.
     """
 
     network: nn.Module
@@ -120,6 +121,9 @@ def _build(manifest: Manifest, config: dict[str, Any], state: dict[str, Tensor])
         )
     if manifest.stage == "train-prior":
         return build_prior(config, dim=dim, cond_dim=dim)
+    if manifest.stage == "train-projector":
+        captioner = _fact(manifest, "interface", "captioner")
+        return PixelProjector(dim, captioner["n_tokens"], captioner["width"])
     raise ArtifactError(f"A {manifest.stage} directory holds no network to load.")
 
 

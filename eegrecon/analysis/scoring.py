@@ -32,6 +32,8 @@ TASKS = {
     "_ridge": ("retrieval", "_ridge"),
     "_text": ("classification", ""),
     "_text_ridge": ("classification", "_ridge"),
+    "_caption": ("caption", ""),
+    "_caption_retrieval": ("caption", "_retrieval"),
 }
 
 

@@ -23,3 +23,8 @@ def trial_dir(set_root: Path, subject: int) -> Path:
 def target_dir(set_root: Path, name: str) -> Path:
     """The target store of this name: `<set_root>/targets/<name>`."""
     return Path(set_root) / "targets" / name
+
+
+def projector_dir(set_root: Path, name: str) -> Path:
+    """The projector of this name: `<set_root>/projectors/<name>`; pictures alone made it, so every run shares it."""
+    return Path(set_root) / "projectors" / name

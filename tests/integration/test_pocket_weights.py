@@ -10,12 +10,15 @@ from eegrecon.artifacts import read_manifest
 from eegrecon.config import load
 from eegrecon.data.splits import held_out_concepts
 from eegrecon.pocket.drawings import Drawing, concepts, other_drawings
-from eegrecon.stages import pocket_weights
+from eegrecon.stages import pocket_weights, pocket_words
 
+PARTS = ("heads", "autoencoder", "captioner", "denoiser")
 TINY = [
     "scenes=2",
-    *(f"{part}.steps=2" for part in ("heads", "autoencoder", "denoiser")),
-    *(f"{part}.batch_size=4" for part in ("heads", "autoencoder", "denoiser")),
+    "caption_scenes=1",
+    "extra_words=20",
+    *(f"{part}.steps=2" for part in PARTS),
+    *(f"{part}.batch_size=4" for part in PARTS),
     "trainer={accelerator: cpu, devices: 1, enable_progress_bar: false}",
 ]
 
@@ -23,6 +26,7 @@ TINY = [
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(pocket_weights, "training_drawings", lambda cfg: list(other_drawings()[:4]))
+    monkeypatch.setattr(pocket_words, "candidate_words", lambda: ["boat", "tree", "face"])  # not all 30,000
 
 
 def test_every_part_trains_and_the_export_loads(few, tmp_path):
@@ -36,6 +40,13 @@ def test_every_part_trains_and_the_export_loads(few, tmp_path):
     generator = SDXLGenerator(base=str(tmp_path / "w" / "sdxl"), num_inference_steps=1, guidance_scale=1.0)
     picture = generator(torch.zeros(1, 256), generators=[torch.Generator().manual_seed(0)])
     assert picture.shape == (1, 3, 64, 64)
+    index = json.loads((tmp_path / "w" / "sdxl" / "model_index.json").read_text())
+    assert index["text_encoder"] == index["tokenizer"] == [None, None]
+    assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
+    from eegrecon.models.captioners.git import load_git
+
+    captioner = load_git(weights=str(tmp_path / "w" / "captioner" / "model.safetensors"), max_new_tokens=4)
+    assert len(captioner.caption(torch.randn(2, 5, 1280))) == 2
     assert not (tmp_path / "w" / "checkpoints").exists()
     before = (tmp_path / "w" / "manifest.json").read_text()
     pocket_weights.run(cfg, directory=tmp_path / "w", command="again")

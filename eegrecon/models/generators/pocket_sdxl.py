@@ -7,16 +7,19 @@ How to train it (the `pocket-weights` stage does; every line matters, see facts/
     set_scaling_factor(vae, 1.0 / latents_mean.std())   #    after training: 1 / std of the means over training pictures
     latents = posterior.mode() * vae.config.scaling_factor          # (b, 4, 16, 16), about unit variance
 
-    denoiser = PocketDenoiser(build_unet(), dim=256)    # 2. UNet + IP-Adapter, all parameters trainable
+    text = build_text_encoder(tokenizer, table=words)   # 2. UNet + IP-Adapter + text tower (pocket_text.py), together
+    denoiser = PocketDenoiser(build_unet(), dim=256, text_encoder=text)
     scheduler = build_scheduler()                       #    v-prediction, zero-terminal-SNR, trailing
     noisy = scheduler.add_noise(latents, noise, timesteps)          # timesteps (b,) long in 0..999
-    v = denoiser(noisy, timesteps, image_embeds, drop=torch.rand(b) < 0.1)
+    prompt = denoiser.encode_text(tokenize(tokenizer, captions))
+    v = denoiser(noisy, timesteps, image_embeds, prompt, drop=torch.rand(b) < 0.1)
     loss = mse(v, scheduler.get_velocity(latents, noise, timesteps))
 
-    save_pocket_sdxl(directory, denoiser, vae)          # 3. fp16, loads with SDXLGenerator(base=directory)
+    save_pocket_sdxl(directory, denoiser, vae, tokenizer=tokenizer)     # 3. fp16, loads with SDXLGenerator
 
 `image_embeds` go in as the generator will get them (pocket CLIP: zero mean, about unit variance per dimension, not
-L2-normalised). Dropped rows become zero embeddings, which is what diffusers' pipeline uses as the negative. For EMA,
+L2-normalised). Dropped rows become zero embeddings and zero prompts, which is what diffusers' pipeline uses as the
+negative; a picture without a caption gets the *encoded* empty prompt, as in the pipeline. For EMA,
 average `denoiser.state_dict()`; a `copy.deepcopy(denoiser)` is fine too.
 """
 
@@ -30,6 +33,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 IP_ADAPTER_FOLDER = "ip_adapter"
 IP_ADAPTER_FILE = "ip-adapter_pocket.safetensors"
@@ -54,7 +58,7 @@ def build_unet(
         block_out_channels: Channels per level, top first; each a multiple of `head_dim` and `norm_num_groups`.
         layers_per_block: Residual blocks per level.
         cross_attention_dim: Width of a conditioning token.
-        pooled_dim: Width of the (all-zero) pooled prompt embedding.
+        pooled_dim: Width of the pooled prompt embedding.
         head_dim: Channels per attention head.
         norm_num_groups: Groups of the group norms.
 
@@ -141,15 +145,22 @@ def build_scheduler() -> DDIMScheduler:
 
 
 class PocketDenoiser(nn.Module):
-    """The UNet with its IP-Adapter, called exactly as `StableDiffusionXLPipeline` calls it, but trainable.
+    """The UNet with IP-Adapter and text tower, called exactly as `StableDiffusionXLPipeline` calls it, but trainable.
 
     Attributes:
         unet: The UNet, IP attention processors and image projection installed inside it.
+        text_encoder: The pipeline's `text_encoder_2`, or None for a model without captions.
         dim: Width of the image embeddings.
         size: Picture size in pixels, which fixes the micro-conditioning (`time_ids`).
     """
 
-    def __init__(self, unet: UNet2DConditionModel, dim: int = 256, size: int = 64) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        dim: int = 256,
+        size: int = 64,
+        text_encoder: CLIPTextModelWithProjection | None = None,
+    ) -> None:
         super().__init__()
         from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
         from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
@@ -167,16 +178,38 @@ class PocketDenoiser(nn.Module):
         unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
         unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
         self.unet = unet
+        self.text_encoder = text_encoder
         self.dim = dim
         self.size = size
         self._width = width
         self._pooled_dim = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+
+    def encode_text(self, token_ids: torch.Tensor, word_noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode captions as `StableDiffusionXLPipeline.encode_prompt` does.
+
+        Args:
+            token_ids: (b, n_tokens) from `pocket_text.tokenize`.
+            word_noise: Standard deviation of noise on the (unit-variance) word vectors, so that training does not tie
+                a picture to one exact word.
+
+        Returns:
+            Prompt embeddings (b, n_tokens, cross_attention_dim) and pooled embeddings (b, pooled_dim).
+        """
+        assert self.text_encoder is not None
+        words = self.text_encoder.get_input_embeddings()
+        blur = words.register_forward_hook(lambda module, args, out: out + word_noise * torch.randn_like(out))
+        try:
+            encoded = self.text_encoder(token_ids, output_hidden_states=True)
+        finally:
+            blur.remove()
+        return encoded.hidden_states[-2], encoded.text_embeds
 
     def forward(
         self,
         noisy_latents: torch.Tensor,
         timesteps: torch.Tensor,
         image_embeds: torch.Tensor,
+        prompt: tuple[torch.Tensor, torch.Tensor] | None = None,
         drop: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict the velocity v of noisy latents.
@@ -185,23 +218,26 @@ class PocketDenoiser(nn.Module):
             noisy_latents: (b, 4, h, w), scaled latents plus noise.
             timesteps: (b,) or scalar integer timesteps.
             image_embeds: (b, dim).
-            drop: (b,) bool, True where the condition is dropped (replaced by the zero embedding), or None.
+            prompt: What `encode_text` returns, or None for zeros.
+            drop: (b,) bool, True where all conditions are dropped (replaced by zeros), or None.
 
         Returns:
             (b, 4, h, w) prediction.
         """
         batch = len(noisy_latents)
+        like = noisy_latents
+        tokens, pooled = prompt or (like.new_zeros(batch, 1, self._width), like.new_zeros(batch, self._pooled_dim))
         if drop is not None:
             image_embeds = image_embeds.masked_fill(drop[:, None], 0.0)
-        like = noisy_latents
+            tokens, pooled = tokens.masked_fill(drop[:, None, None], 0.0), pooled.masked_fill(drop[:, None], 0.0)
         # original_size + crops_coords_top_left + target_size, what the pipeline passes by default
         time_ids = like.new_tensor([[self.size, self.size, 0, 0, self.size, self.size]]).expand(batch, -1)
         return self.unet(
             noisy_latents,
             timesteps,
-            encoder_hidden_states=like.new_zeros(batch, 1, self._width),
+            encoder_hidden_states=tokens,
             added_cond_kwargs={
-                "text_embeds": like.new_zeros(batch, self._pooled_dim),
+                "text_embeds": pooled,
                 "time_ids": time_ids,
                 "image_embeds": [image_embeds[:, None, :]],
             },
@@ -247,6 +283,7 @@ def save_pocket_sdxl(
     vae: AutoencoderKL,
     dtype: torch.dtype = torch.float16,
     conditioning: dict[str, object] | None = None,
+    tokenizer: CLIPTokenizer | None = None,
 ) -> None:
     """Write a `StableDiffusionXLPipeline` directory plus `ip_adapter/ip-adapter_pocket.safetensors`.
 
@@ -258,6 +295,7 @@ def save_pocket_sdxl(
         conditioning: The target space the adapter was trained on, e.g. `{"model": "pocket_clip", "weights_tag": …,
             "dim": 256, "normalised": False}`; written to `ip_adapter/conditioning.json` so that `reconstruct` can
             refuse a prior of another space.
+        tokenizer: The text tower's tokenizer; needed where the denoiser has a text tower.
     """
     import copy
     import json
@@ -265,13 +303,13 @@ def save_pocket_sdxl(
     from diffusers import StableDiffusionXLPipeline
     from safetensors.torch import save_file
 
-    directory = Path(directory)
+    directory, text = Path(directory), denoiser.text_encoder
     pipe = StableDiffusionXLPipeline(
         vae=_cast(copy.deepcopy(vae), dtype),
-        text_encoder=None,
-        text_encoder_2=None,
+        text_encoder=None,  # the refiner's layout: the second tower alone
+        text_encoder_2=text and _cast(copy.deepcopy(text), dtype),
         tokenizer=None,
-        tokenizer_2=None,
+        tokenizer_2=tokenizer if text else None,
         unet=_cast(plain_unet(denoiser), dtype),
         scheduler=build_scheduler(),
         add_watermarker=False,

@@ -1,0 +1,126 @@
+"""`train-projector`: what it writes, what it refuses, and that a projector learns more than the mean."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from eegrecon import load as load_network
+from eegrecon.artifacts import new_manifest, read_manifest, write_manifest
+from eegrecon.config import load
+from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, target_dir
+from eegrecon.data.layout import projector_dir
+from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.stages import train_projector
+from eegrecon.stages.target_plan import plans
+from tests.builders import build_tiny_set
+
+TOKENS, WIDTH = 5, 16
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A tiny set with one more store: tokens that are a fixed function of the image embedding."""
+    root = build_tiny_set(tmp_path_factory.mktemp("tiny"), train_concepts=40)
+    images = ImageSet.from_root(root)
+    embeds = TargetStore(target_dir(root, "clip-pocket"), images).rows(np.arange(len(images)))
+    rng = np.random.default_rng(0)
+    tokens = np.repeat((embeds @ rng.normal(size=(256, WIDTH)) / 16)[:, None], TOKENS, axis=1)
+    home = target_dir(root, "git-tiny")
+    header = {"kind": "layer", "model": "git_tiny", "weights_tag": "t", "weights_sha256": "", "layer": "last",
+              "transform": None, "scaling_factor": None, "blur": None, "prompt": None}  # fmt: skip
+    writer = TargetStoreWriter(home, images, header, (TOKENS, WIDTH), "float16")
+    writer.append("train", tokens[images.train_index])
+    writer.append("test", tokens[images.test_index])
+    writer.close()
+    write_manifest(home, new_manifest("extract-targets", command="t", config_hash="0", seed=0, data={}, interface={},
+                                      outputs={"train.npy": {}}))  # fmt: skip
+    return root
+
+
+def config(root, *more):
+    trainer = "trainer={accelerator: cpu, max_epochs: 60, enable_progress_bar: false}"
+    words = [f"data.root={root.parent}", "data.split.val_concepts=6", "tokens=git-tiny", trainer]
+    words += ["optim.args.lr=0.01", "batch_size=17", *more]
+    return load("train-projector", "pocket_captions", None, words)
+
+
+def run(root, *more, **options):
+    return train_projector.run(config(root, *more), directory=root, command="test", **options)
+
+
+def test_it_learns_more_than_the_mean_and_loads(root):
+    manifest = run(root)
+    home = projector_dir(root, "clip-git")
+    assert manifest.interface["dim"] == 256
+    assert manifest.interface["captioner"] == {"model": "git_tiny", "weights_tag": "t", "n_tokens": 5, "width": 16}
+    assert manifest.data["split"]["n_images"] == {"train": 34 * 3, "val": 6 * 3, "test": 4}
+    scores = {
+        name: entry["value"] for name, entry in json.loads((home / "metrics.json").read_text())["metrics"].items()
+    }
+    assert scores["val/projector_mse"] < 0.9 * scores["val/projector_mse_mean"]
+    # both numbers again, by hand, from the files
+    images, network = ImageSet.from_root(root), load_network(home)
+    rows, _ = train_projector.held_out_rows(images, config(root))
+    stores = {name: TargetStore(target_dir(root, name), images) for name in ("clip-pocket", "git-tiny")}
+    true = stores["git-tiny"].rows(rows["val"])
+    with torch.no_grad():
+        made = network(torch.from_numpy(stores["clip-pocket"].rows(rows["val"]))).numpy()
+    assert np.square(made - true).mean() == pytest.approx(scores["val/projector_mse"], rel=1e-4)
+    mean = stores["git-tiny"].rows(rows["train"]).mean(0)
+    assert np.square(mean - true).mean() == pytest.approx(scores["val/projector_mse_mean"], rel=1e-4)
+    before = (home / "manifest.json").read_text()
+    run(root)
+    assert (home / "manifest.json").read_text() == before
+    with pytest.raises(ArtifactError, match=r"optim\.args\.lr"):
+        run(root, "optim.args.lr=0.1")
+    assert read_manifest(home).stage == "train-projector"
+
+
+def test_held_out_concepts_are_those_of_every_other_stage(root):
+    from eegrecon.data import held_out_concepts
+
+    images = ImageSet.from_root(root)
+    rows, _ = train_projector.held_out_rows(images, config(root))
+    assert np.unique(images.concept_index[rows["val"]]).tolist() == held_out_concepts(40, 6, 0)
+    assert not set(images.concept_index[rows["train"]]) & set(images.concept_index[rows["val"]])
+
+
+def test_test_files_are_never_opened(root, monkeypatch):
+    real = TargetStore.open
+
+    def guarded(self, partition, **options):
+        assert partition == "train"
+        return real(self, partition, **options)
+
+    monkeypatch.setattr(TargetStore, "open", guarded)
+    run(root, "name=blind", "trainer.max_epochs=1")
+
+
+def test_an_interrupted_one_continues(root, monkeypatch):
+    whole = run(root, "name=whole", "trainer.max_epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_projector, "score", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(root, "name=cut", "trainer.max_epochs=2")
+    assert (projector_dir(root, "cut") / "checkpoints" / "last.ckpt").is_file()
+    assert run(root, "name=cut", "trainer.max_epochs=2").metrics == pytest.approx(whole.metrics)
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("tokens=clip-pocket", "tokens is 'clip-pocket', which holds the kind image"),
+    ("target.name=git-tiny", "target.name is 'git-tiny', which holds the kind layer"),
+    ("batch_size=500", "only 102 pictures train"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(root, word, message):
+    with pytest.raises(ConfigError, match=message):
+        run(root, "name=refused", word)
+
+
+def test_the_git_tower_is_a_layer_without_a_choice_of_layer():
+    targets = load("extract-targets", "pocket_captions").targets
+    assert [plan.name for plan in plans(targets)] == ["clip-pocket", "git-pocket"]
+    chosen = load("extract-targets", "pocket_captions", None, ["targets.git-pocket.layer=3"]).targets
+    with pytest.raises(ConfigError, match="layer means nothing to the model git"):
+        plans(chosen)
