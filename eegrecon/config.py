@@ -21,7 +21,7 @@ from eegrecon.config_choice import Choice
 from eegrecon.config_data import check_data, subject_override
 from eegrecon.config_low_level import LOW_LEVEL, LowLevelLossConfig
 from eegrecon.config_objective import LossConfig, TargetConfig
-from eegrecon.config_pathways import PathwaysConfig
+from eegrecon.config_pathways import PathwaysConfig, SemanticConfig
 from eegrecon.config_prior import (
     DENOISERS,
     PRIORS,
@@ -114,6 +114,7 @@ __all__ = [
     "SampleConfig",
     "ScheduleConfig",
     "SelectConfig",
+    "SemanticConfig",
     "SetConfig",
     "SplitConfig",
     "StageSpec",

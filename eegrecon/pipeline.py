@@ -97,7 +97,8 @@ class EEGToImagePipeline:
         encoder = load(plan.home / "encoder")
         prior: Any = load(plan.home / "prior")
         prior.use_scheduler(plan.sample.scheduler, plan.sample.num_inference_steps)
-        pathways = Pathways(plan.pathways, plan.home, read_manifest(plan.home / "encoder", verify=False).data)
+        data = read_manifest(plan.home / "encoder", verify=False).data
+        pathways = Pathways(plan.pathways, plan.home, data, plan.interface, plan.words)
         image_generator = resolve(GENERATORS, plan.generator)
         if wrong := mismatches(image_generator, plan.interface):
             raise ArtifactError(

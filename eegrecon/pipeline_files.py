@@ -19,14 +19,15 @@ from typing import Any
 
 from eegrecon import __version__
 from eegrecon.artifacts import CONFIG, MANIFEST, Manifest, input_record, read_manifest, sha256_file, write_json
-from eegrecon.config import Choice, PathwaysConfig, SampleConfig, parse_yaml
+from eegrecon.config import Choice, PathwaysConfig, SampleConfig, SemanticConfig, parse_yaml
 from eegrecon.data.epochs import EEGFormat
 from eegrecon.errors import ArtifactError
 from eegrecon.pathways.composition import BESIDE, stages_of
+from eegrecon.pathways.semantic import Words, words_of
 
 PIPELINE, CARD = "pipeline.json", "README.md"
 SCHEMA = 1
-STAGES = ("encoder", "prior")
+STAGES, PROJECTOR = ("encoder", "prior"), "projector"
 KEYS = ("generator", "pathways", "sample", "batch_size")  # of reconstruct's config
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -40,6 +41,7 @@ class Plan:
         generator: Name and arguments of the picture generator.
         sample: How the prior is sampled by default.
         pathways: Which pathways make a picture.
+        words: Where captions come from, if there are any.
         batch_size: Pictures made together by default.
         stages: sha256 of each stage's manifest.
         eeg: What the encoder was trained on.
@@ -51,11 +53,18 @@ class Plan:
     generator: Choice
     sample: SampleConfig
     pathways: PathwaysConfig
+    words: Words | None
     batch_size: int
     stages: dict[str, str]
     eeg: EEGFormat
     interface: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    def folder(self, stage: str) -> Path:
+        """Where a part of the pipeline lies: a run's projector stands beside its set's targets."""
+        if stage == PROJECTOR and self.words is not None and self.words.projector is not None:
+            return self.words.projector
+        return self.home / stage
 
 
 def locate(source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -73,7 +82,7 @@ def locate(source: str | Path, *, revision: str | None = None, cache_dir: str | 
         )
     from huggingface_hub import snapshot_download
 
-    wanted = [PIPELINE, CARD, *(f"{stage}/*" for stage in (*STAGES, *BESIDE))]
+    wanted = [PIPELINE, CARD, *(f"{stage}/*" for stage in (*STAGES, *BESIDE, PROJECTOR))]
     try:
         found = snapshot_download(str(source), revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
     except (OSError, ValueError) as error:  # no network, no such repository, no such name
@@ -110,10 +119,14 @@ def read_plan(home: Path, generator_args: Mapping[str, Any] | None = None) -> Pl
     says = _saved(home) if saved else _of_run(home)
     where = home / PIPELINE if saved else home / "reconstruct" / CONFIG
     try:
-        pathways = PathwaysConfig(**(says.get("pathways") or {}))
+        pathways = _pathways(says.get("pathways") or {})
+        words = _words(pathways.semantic, home, says)
         for stage in stages_of(pathways):
             read_manifest(home / stage, verify=False, fix=f"`eegrecon train-{stage.replace('_', '-')}`")
             hashes[stage] = input_record(home / stage)["manifest_sha256"]
+        if words is not None and words.projector is not None:
+            read_manifest(words.projector, verify=False, fix="`eegrecon train-projector`")
+            hashes[PROJECTOR] = input_record(words.projector)["manifest_sha256"]
         if saved and (changed := [stage for stage in hashes if says["stages"].get(stage) != hashes[stage]]):
             raise ArtifactError(
                 f"{where} was saved with another {' and '.join(changed)} than lies beside it: save or fetch it again."
@@ -124,6 +137,7 @@ def read_plan(home: Path, generator_args: Mapping[str, Any] | None = None) -> Pl
             generator=choice,
             sample=_sampling(says["sample"]),
             pathways=pathways,
+            words=words,
             batch_size=int(says["batch_size"]),
             stages=hashes,
             eeg=EEGFormat.from_manifest(manifests["encoder"].data),
@@ -139,6 +153,20 @@ def _sampling(says: Mapping[str, Any]) -> SampleConfig:
     """The block `sample`; what was written before the scheduler could be chosen used the default one."""
     chosen = {"scheduler": Choice(**says["scheduler"])} if "scheduler" in says else {}
     return SampleConfig(float(says["guidance_scale"]), int(says["num_inference_steps"]), **chosen)
+
+
+def _pathways(says: Mapping[str, Any]) -> PathwaysConfig:
+    semantic = SemanticConfig(**says.get("semantic", {}))
+    return PathwaysConfig(**{**says, "semantic": semantic})
+
+
+def _words(plan: SemanticConfig, home: Path, says: Mapping[str, Any]) -> Words | None:
+    """Where captions come from: beside a saved pipeline, or in the set of a run."""
+    if "set_root" in says:
+        return words_of(plan, Path(says["set_root"]))
+    if not plan.source:
+        return None
+    return Words(plan, home / PROJECTOR if plan.source == "captions" else None, tuple(says["names"]))
 
 
 def _saved(home: Path) -> dict[str, Any]:
@@ -171,7 +199,8 @@ def _of_run(home: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if len(configs) == 1 and (configs[0].parent / MANIFEST).is_file():
         metrics = read_manifest(configs[0].parent, verify=False).metrics
-    return {**first, "metrics": metrics}
+    data = read[configs[0]].get("data") or {}
+    return {**first, "metrics": metrics, "set_root": str(Path(data.get("root", "")) / data.get("set", ""))}
 
 
 def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
@@ -194,6 +223,7 @@ def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
             "generator": {"name": generator.name, "args": args},
             "sample": dataclasses.asdict(plan.sample),
             "pathways": dataclasses.asdict(plan.pathways),
+            "names": list(plan.words.names) if plan.words is not None else [],
             "batch_size": plan.batch_size,
             "eeg": plan.eeg.describe(),
             "interface": plan.interface,
@@ -204,7 +234,7 @@ def save(plan: Plan, directory: Path, *, overwrite: bool = False) -> None:
 
 
 def _copy_stage(plan: Plan, stage: str, target: Path) -> Manifest:
-    source = plan.home / stage
+    source = plan.folder(stage)
     if not (source / MANIFEST).is_file() or sha256_file(source / MANIFEST) != plan.stages[stage]:
         raise ArtifactError(f"{source} is not what this pipeline was loaded from any more: load it again.")
     manifest = read_manifest(source)

@@ -33,7 +33,7 @@ TASKS = {
     "_text": ("classification", ""),
     "_text_ridge": ("classification", "_ridge"),
     "_caption": ("caption", ""),
-    "_caption_retrieval": ("caption", "_retrieval"),
+    "_caption_ceiling": ("caption", "_ceiling"),
 }
 
 

@@ -14,6 +14,7 @@ from eegrecon.config import PathwaysConfig
 from eegrecon.data.picture_rows import PictureInputs
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.pathways.low_level import FOLDERS, LatentSource, check_latents, open_latents
+from eegrecon.pathways.semantic import Words
 
 # What both stages must have met alike, so that one trial fits either.
 BESIDE = ("low_level",)  # folders of a run that some compositions need beside encoder and prior
@@ -26,10 +27,10 @@ def check_pathways(plan: PathwaysConfig) -> None:
     Raises:
         ConfigError: No pathway is on.
     """
-    if not (plan.prior or plan.low_level or plan.semantic):
+    if not (plan.prior or plan.low_level or plan.semantic.source):
         raise ConfigError(
             "pathways turns everything off, so pictures would be of nothing: set pathways.prior=true, or name a "
-            "pathways.low_level or pathways.semantic."
+            "pathways.low_level or pathways.semantic.source."
         )
 
 
@@ -44,22 +45,33 @@ class Pathways:
     Attributes:
         plan: Which are on.
         latents: What predicts latents, or None.
+        words: Where captions come from, or None.
     """
 
-    def __init__(self, plan: PathwaysConfig, home: Path, eeg: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        plan: PathwaysConfig,
+        home: Path,
+        eeg: Mapping[str, Any],
+        interface: Mapping[str, Any],
+        words: Words | None = None,
+    ) -> None:
         """Open what the plan names.
 
         Args:
             plan: The config's block.
             home: The run, or a saved pipeline.
             eeg: `data` of the encoder's manifest, with which the others must agree.
+            interface: The space of the prior's image embeddings.
+            words: From `pathways.semantic.words_of`.
 
         Raises:
             ConfigError: Nothing is on.
             ArtifactError: A stage is missing, unfinished or was trained on other EEG.
         """
         check_pathways(plan)
-        self.plan, self.home = plan, Path(home)
+        self.plan, self.home, self.words = plan, Path(home), words
+        self._interface, self._device = dict(interface), "cpu"
         self.latents: LatentSource | None = None
         if plan.low_level:
             self.latents = open_latents(self.home, plan.low_level)
@@ -68,7 +80,10 @@ class Pathways:
     @property
     def inputs(self) -> dict[str, dict[str, str]]:
         """Lineage entries of the stages beside encoder and prior."""
-        return {name: input_record(self.home / name) for name in stages_of(self.plan)}
+        found = {name: input_record(self.home / name) for name in stages_of(self.plan)}
+        if self.words is not None and self.words.projector is not None:
+            found["projector"] = input_record(self.words.projector)
+        return found
 
     def check(self, generator: Any, base: str) -> None:
         """Refuse a generator that cannot take what these pathways give.
@@ -83,10 +98,11 @@ class Pathways:
         """
         if self.latents is not None:
             check_latents(self.latents.interface, self.latents.directory, generator, base)
-        generator.check(latents=self.latents is not None, captions=bool(self.plan.semantic))
+        generator.check(latents=self.latents is not None, captions=self.words is not None)
 
     def to(self, device: Any) -> Pathways:
         """Move the networks; returns itself."""
+        self._device = device
         if self.latents is not None:
             self.latents.network.to(device)
         return self
@@ -113,7 +129,8 @@ class Pathways:
 
     def _put_together(self, image_embeds: Tensor, latents: Tensor | None) -> PictureInputs:
         shown = image_embeds if self.plan.prior else torch.zeros_like(image_embeds)
-        return PictureInputs(shown, latents)
+        captions = None if self.words is None else self.words.of(image_embeds, self._interface, self._device)
+        return PictureInputs(shown, latents, captions)
 
 
 def _check_eeg(source: LatentSource, eeg: Mapping[str, Any]) -> None:

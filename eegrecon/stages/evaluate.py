@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from eegrecon.analysis.captions import caption_ranks
 from eegrecon.analysis.ranks import QueryRanks
 from eegrecon.analysis.scoring import (
     Scores,
@@ -37,6 +39,7 @@ from eegrecon.callbacks.reconstruction import picture_file
 from eegrecon.config import config_hash, to_yaml
 from eegrecon.data.images import ImageSet
 from eegrecon.data.layout import target_dir
+from eegrecon.data.picture_rows import PictureInputs
 from eegrecon.data.targets import TargetStore
 from eegrecon.errors import ConfigError
 from eegrecon.models.judges import load_judge, load_target_space
@@ -49,7 +52,7 @@ STAGE = "evaluate"
 METRICS_SCHEMA = 1
 MAX_PIXEL_SIZE = 425  # facts/atm.md section 6; smaller pictures are compared as they are, never enlarged
 PICTURES, CEILING, EMBEDS = "pictures", "pictures_ceiling", "embeds/test.safetensors"
-SCORES = "scores.csv"
+SCORES, CAPTIONS = "scores.csv", "captions.json"
 
 
 @dataclass
@@ -163,6 +166,7 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in embeds.items()}
     image_embeds = torch.from_numpy(store.rows(embeds["image_index"]))
     ranks = ranks_of(tensors, image_embeds, open_text(cfg, images, store.dim), images)
+    ranks |= _caption_ranks(source, tensors, images)
     metrics = scores.metrics | rank_metrics(ranks)
     prior = prior_scores(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
     metrics |= prior.metrics
@@ -183,6 +187,32 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
         metrics = with_permuted_labels(metrics, read_metrics(control_directory(cfg))["metrics"])
     payload = {"schema": METRICS_SCHEMA, "protocol": protocol, "metrics": metrics}
     return Scored(payload, scores, ranks, index, list(ids), seen, decoded[0], ceiling[0])
+
+
+def write_captions(directory: Path, images: ImageSet, image_index: Any, inputs: Sequence[PictureInputs]) -> None:
+    """Write `captions.json`: of each test picture what was read from EEG, and from the picture itself, one a draw."""
+    decoded, own = (one.captions for one in inputs)
+    if decoded is None or own is None:
+        (directory / CAPTIONS).unlink(missing_ok=True)
+        return
+    ids = images.ids(np.asarray(image_index))
+    rows = zip(ids, decoded, own, strict=True)
+    write_json(directory / CAPTIONS, {name: {"decoded": said, "ceiling": best} for name, said, best in rows})
+
+
+def _caption_ranks(source: Path, tensors: Mapping[str, torch.Tensor], images: ImageSet) -> dict[str, QueryRanks]:
+    """How well the first draw's caption names the seen concept, and its ceiling; {} without a semantic pathway."""
+    path = source / CAPTIONS
+    if not path.is_file():
+        return {}
+    said = json.loads(path.read_text(encoding="utf-8"))
+    index, subject = tensors["image_index"], tensors["subject"]
+    ids = images.ids(index.numpy())
+    concepts = [images.concept_of(int(i)) for i in index]
+    return {
+        key: caption_ranks([said[name][kind][0] for name in ids], concepts, image_index=index, subject=subject)
+        for key, kind in (("_caption", "decoded"), ("_caption_ceiling", "ceiling"))
+    }
 
 
 def write_scores(directory: Path, scored: Scored) -> None:

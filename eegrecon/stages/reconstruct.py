@@ -41,11 +41,13 @@ from eegrecon.models.judges import load_target_space
 from eegrecon.modules.generator import GeneratorModule
 from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.pathways.composition import Pathways, check_pathways
+from eegrecon.pathways.semantic import words_of
 from eegrecon.registry import resolve
 from eegrecon.stages.best_draw import CHOSEN, CHOSEN_CEILING, RULES, best_draws, check_keep
 from eegrecon.stages.data_module import data_module
 from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_input, write_ranks
 from eegrecon.stages.evaluate import (
+    CAPTIONS,
     CEILING,
     EMBEDS,
     PICTURES,
@@ -54,6 +56,7 @@ from eegrecon.stages.evaluate import (
     headline,
     print_summary,
     score_directory,
+    write_captions,
     write_scores,
 )
 from eegrecon.stages.trainer import build_trainer, trained_manifest
@@ -142,12 +145,21 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         np.full(len(embeds["subject"]), -1),
         extra,
     )
+    write_captions(directory, upstream.data.images, embeds["image_index"], inputs)
     scored = score_directory(directory, cfg, upstream.store, _protocol(cfg, upstream, embeds))
     write_json(directory / "metrics.json", scored.payload)
     _write_grids(cfg, directory, upstream.data.images, scored, trainer.logger)
     print_summary(scored.payload)
     write_scores(directory, scored)
-    files = ["metrics.json", SCORES, "grid.png", "grid_by_score.png", EMBEDS, *write_ranks(directory, scored.ranks)]
+    files = [
+        "metrics.json",
+        SCORES,
+        *[CAPTIONS][: (directory / CAPTIONS).is_file()],
+        "grid.png",
+        "grid_by_score.png",
+        EMBEDS,
+        *write_ranks(directory, scored.ranks),
+    ]
     files += [
         f"{folder}/{path.name}" for folder in (PICTURES, CEILING) for path in sorted((directory / folder).iterdir())
     ]
@@ -185,7 +197,8 @@ class _Upstream:
                 f"The prior in {self.prior_dir} was trained on another encoder than {self.encoder_dir} holds: run "
                 "`eegrecon train-prior … --overwrite`."
             )
-        self.pathways = Pathways(cfg.pathways, run_dir, self.encoder.data)
+        words = words_of(cfg.pathways.semantic, set_root)
+        self.pathways = Pathways(cfg.pathways, run_dir, self.encoder.data, self.prior.interface, words)
         self.permuted_labels = bool(self.config("encoder").get("permute_labels", False))
         self.inputs = {"encoder": input_record(self.encoder_dir), "prior": input_record(self.prior_dir)}
         self.inputs |= {"targets": input_record(targets), "trials": input_record(trials)}
@@ -294,7 +307,7 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
         "generator": {"name": cfg.generator.name, "args": dict(cfg.generator.args)},
         "pathways": to_dict(cfg.pathways),
         "keep": RULES[cfg.keep],
-        "ceiling": "the same pathways from the seen pictures' own embeddings and latents, with the same noise",
+        "ceiling": "the same pathways from the seen pictures themselves, with the same noise",
     }
 
 

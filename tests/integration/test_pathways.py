@@ -2,23 +2,31 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import eegrecon
 from eegrecon import EEGToImagePipeline
-from eegrecon.artifacts import load_embeds, read_manifest
+from eegrecon.analysis.captions import caption_ranks
+from eegrecon.artifacts import load_embeds, new_manifest, read_manifest, write_manifest
 from eegrecon.config import load
 from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, target_dir
+from eegrecon.data.layout import projector_dir
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.metrics.features import picture_tensor
+from eegrecon.models.captioners import git
+from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.pathways.low_level import predicted_latents
 from eegrecon.stages import evaluate, reconstruct, train_low_level
 from tests.builders import write_store_manifest
 from tests.builders_runs import build_chain, chain_config
+from tests.builders_sdxl_published import tiny_published
 
 pytestmark = [pytest.mark.usefixtures("clean_rank"), pytest.mark.filterwarnings("ignore:.*does not have many workers")]
 N = 4
@@ -52,6 +60,37 @@ def small_networks():
         for name in ("load_judge", "load_target_space"):
             monkeypatch.setattr(evaluate, name, lambda _: lambda pictures: picture_tensor(pictures, 4).flatten(1))
         yield
+
+
+@pytest.fixture(scope="module")
+def words(home):
+    """Overrides of a semantic pathway: a generator that reads, a projector, and a captioner that spells its tokens."""
+    tiny_published(home / "reads" / "sdxl", "base", dim=256)
+    adapter = home / "reads" / "sdxl_models" / "ip-adapter_sdxl.safetensors"
+    (adapter.parent / "conditioning.json").write_text(json.dumps({"model": "pocket_clip", "weights_tag": "tiny"}))
+    store = TargetStore(target_dir(home / "data" / "pocket", "clip-pocket"))
+    torch.manual_seed(0)
+    folder = projector_dir(home / "data" / "pocket", "tiny")
+    folder.mkdir(parents=True)
+    save_file(PixelProjector(256, 2, 3).state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text("{}\n")
+    interface = {**store.interface(), "captioner": Spelling().interface()}
+    manifest = new_manifest("train-projector", command="t", config_hash="0", seed=0, interface=interface, data={})
+    manifest.outputs = {"model.safetensors": {}}
+    write_manifest(folder, manifest)
+    args = f"base: {home / 'reads' / 'sdxl'}, ip_adapter: {adapter}, captions: true"
+    args += ", num_inference_steps: 2, guidance_scale: 2.0, size: 16"
+    return (f"generator.args={{{args}}}", "pathways.semantic.source=captions", "pathways.semantic.projector=tiny")
+
+
+class Spelling(torch.nn.Module):
+    """In the place of GIT: says the signs of its tokens, words that the tiny tokenizers tell apart."""
+
+    def interface(self):
+        return {"model": "tiny", "weights_tag": "w", "n_tokens": 2, "width": 3}
+
+    def caption(self, features):
+        return [" ".join("ab"[int(value > 0)] for value in row.flatten().tolist()) for row in features]
 
 
 def go(home, directory, *overrides):
@@ -102,7 +141,8 @@ def test_what_made_the_pictures_is_written_down(made):
     manifest = read_manifest(made["both"])
     assert set(manifest.inputs) >= {"encoder", "prior", "low_level"}
     protocol = json.loads((made["both"] / "metrics.json").read_text())["protocol"]
-    assert protocol["pathways"] == {"prior": True, "low_level": "low_level", "semantic": ""}
+    assert protocol["pathways"]["low_level"] == "low_level"
+    assert not (made["both"] / "captions.json").exists()
     assert "low_level" not in read_manifest(made["prior"]).inputs
 
 
@@ -147,3 +187,50 @@ def test_the_pipeline_makes_the_same_pictures_and_takes_the_pathway_along(home, 
     shutil.rmtree(tmp_path / "saved" / "low_level")
     with pytest.raises(ArtifactError, match="low_level"):
         EEGToImagePipeline.from_pretrained(tmp_path / "saved")
+
+
+def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(git, "load_git", lambda name, num_beams: Spelling())
+
+    def by_length(texts):
+        return torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(len(text))) for text in texts])
+
+    monkeypatch.setattr(evaluate, "caption_ranks", partial(caption_ranks, embed=by_length))
+    reads, manifest = go(home, tmp_path / "reads", *words, "draws=2")
+    deaf, _ = go(home, tmp_path / "deaf", words[0], "draws=2")
+    weak, _ = go(home, tmp_path / "weak", *words, "draws=2", "generator.args.prompt_strength=0.0")
+    assert np.abs(pixels(reads) - pixels(deaf)).max() > 5
+    assert np.array_equal(pixels(weak), pixels(deaf))
+    said = json.loads((reads / "captions.json").read_text())
+    assert len(said) == N
+    assert all(len(row["decoded"]) == len(row["ceiling"]) == 2 for row in said.values())
+    projector = eegrecon.load(projector_dir(home / "data" / "pocket", "tiny"))
+    embeds = load_embeds(reads / "embeds" / "test.safetensors")
+    with torch.no_grad():
+        wanted = [Spelling().caption(projector(torch.from_numpy(rows))) for rows in embeds["pred_image_embeds"]]
+    assert [row["decoded"] for row in said.values()] == wanted
+    assert {"captions.json", "ranks_caption.safetensors"} <= set(manifest.outputs)
+    assert "projector" in manifest.inputs
+    assert {f"test/caption_top1_{N}way", f"test/caption_top1_{N}way_ceiling"} <= set(manifest.metrics)
+    eeg = np.load(home / "data/pocket/trials/sub-01/test_eeg.npy").astype(np.float32).mean(1)
+    index = np.load(home / "data/pocket/trials/sub-01/test_image_index.npy").tolist()
+    pipe = EEGToImagePipeline.from_pretrained(reads.parent)
+    pipe.save_pretrained(tmp_path / "saved")
+    for each in (pipe, EEGToImagePipeline.from_pretrained(tmp_path / "saved")):
+        output = each(eeg, subject=1, generator=each.generators(0, [1] * N, index, 2), num_images_per_trial=2)
+        found = np.stack([np.asarray(one, dtype=int) for row in output.images for one in row])
+        assert np.abs(found - pixels(reads)).max() <= 1
+    assert (tmp_path / "saved" / "projector" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("pathways.semantic.source=captions",), "needs the name of a projector"),
+        (("pathways.semantic.projector=tiny",), "needs the name of a projector"),
+        (("pathways.semantic.source=retrieval",), "text encoder"),
+    ],
+)
+def test_words_that_cannot_be_had_are_one_sentence(home, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        go(home, tmp_path / "run", *overrides)

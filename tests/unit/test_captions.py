@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from eegrecon.artifacts import new_manifest, write_manifest
-from eegrecon.captions import captions_of, training_names
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.models.captioners import git
 from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.captioners.retrieval import NameRetrieval
+from eegrecon.pathways.captions import captions_of, training_names
 
 SPACE = {"name": "clip", "model": "pocket_clip", "weights_tag": "t", "layer": "final", "dim": 6, "normalised": False}
 NAMES = {"a picture of red fox": [1.0, 0, 0], "a picture of boat": [0, 1.0, 0], "a picture of tree": [0, 0, 1.0]}
