@@ -1,5 +1,6 @@
 """The chain as one object: the pictures of `reconstruct`, from memory, from a saved directory and from the hub's."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eegrecon import EEGToImagePipeline
+from eegrecon import EEGToImagePipeline, pipeline
 from eegrecon.artifacts import load_embeds
 from eegrecon.data import THINGS_EEG2_CHANNELS
 from eegrecon.errors import ArtifactError, ConfigError, DataError
@@ -94,6 +95,18 @@ def test_epochs_give_the_pictures_of_the_array(pipe, eeg, capsys):
     assert capsys.readouterr().err == "eegrecon: channels that the encoder does not know are left out: EOG\n"
     np.testing.assert_allclose(found.eeg_embeds, wanted.eeg_embeds, atol=1e-3)
     assert np.abs(arrays(found.images) - arrays(wanted.images)).max() <= 2
+
+
+def test_a_run_that_left_the_batch_size_to_the_memory(pipe, eeg, monkeypatch):
+    wanted = arrays(pipe(eeg, subject=1, generator=3).images)
+    monkeypatch.setattr(pipe, "plan", dataclasses.replace(pipe.plan, batch_size=0))
+    monkeypatch.setattr(pipeline, "fitting_batch", lambda generator, device: 4)
+    sizes, forward = [], pipe.image_generator.forward
+    monkeypatch.setattr(
+        pipe.image_generator, "forward", lambda x, **rest: (sizes.append(len(x)), forward(x, **rest))[1]
+    )
+    assert np.abs(arrays(pipe(eeg, subject=1, generator=3).images) - wanted).max() <= 1
+    assert sizes == [4, N - 4]
 
 
 def test_a_picture_depends_on_its_seed_and_on_no_batch(pipe, eeg):
