@@ -355,7 +355,9 @@ class PocketWeightsConfig:
     heads: StepsConfig = field(default_factory=StepsConfig)
     autoencoder: StepsConfig = field(default_factory=StepsConfig)
     captioner: StepsConfig = field(default_factory=StepsConfig)
-    denoiser: StepsConfig = field(default_factory=StepsConfig)
+    denoiser: StepsConfig = field(default_factory=StepsConfig)  # on image embeddings alone
+    text: StepsConfig = field(default_factory=StepsConfig)  # the text tower learns to speak like the IP-Adapter
+    captioned: StepsConfig = field(default_factory=StepsConfig)  # the denoiser again, with captions
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 

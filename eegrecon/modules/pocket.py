@@ -118,7 +118,8 @@ class DenoiserModule(_Steps):
         scheduler: diffusers scheduler of the pipeline.
         empty_prompt: (1, n_tokens) token ids of "".
         drop: share of rows without any condition, for classifier-free guidance.
-        captioned: share of the other rows that get a caption; the rest get the empty prompt.
+        captioned: share of the other rows that get a caption; the rest get the empty prompt. 0: no words at all, the
+            prompt is zeros and the text tower is not called.
         imageless: share of the other rows that lose the image embedding; among those with a caption it is
             ``captioned_imageless``, because a caption beside its picture's embedding teaches the text side little.
         captioned_imageless: see above.
@@ -167,12 +168,69 @@ class DenoiserModule(_Steps):
         )
         embeds = (embeds + spread[:, None] * torch.randn_like(embeds)).masked_fill(imageless[:, None], 0.0)
         variant = torch.randint(0, captions.shape[1], (n,), device=device)
+        prompt = None
         ids = captions[torch.arange(n, device=device), variant].where(captioned[:, None], self.empty_prompt)
         # The fused bf16 attention's backward pass is several times slower than plain matrix products on CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            prompt = self.denoiser.encode_text(ids, word_noise=self.word_noise)  # type: ignore[operator]
+            if self.captioned:
+                prompt = self.denoiser.encode_text(ids, word_noise=self.word_noise)  # type: ignore[operator]
             velocity = self.denoiser(noisy, timesteps, embeds, prompt, drop=dropped).float()
         return self.report({"v": F.mse_loss(velocity, self.scheduler.get_velocity(latents, noise, timesteps))})
+
+
+class TextStartModule(_Steps):
+    """Teach the text tower to say what the IP-Adapter says of the pictures that a title names.
+
+    Beside an image embedding a caption says next to nothing new, so a tower trained only with the denoiser stays mute
+    (experiments/LOG.md, 2026-11-23). Here the tokens from the caption's end on learn the adapter's own tokens for the
+    mean embedding of the title's pictures, less those for no picture at all; every other token, and the whole empty
+    prompt, learns zero. ``start_text`` then lets the UNet read them as it reads the adapter's.
+
+    Args:
+        denoiser: ``PocketDenoiser``, its UNet and adapter trained; only its text tower is trained here.
+        empty_prompt: (1, n_tokens) token ids of "".
+        end: id of the token that ends and pads a caption.
+        word_noise: as in ``DenoiserModule``.
+        empty: share of rows that get the empty prompt.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        empty_prompt: torch.Tensor,
+        end: int,
+        word_noise: float = 0.4,
+        empty: float = 0.03,
+        **steps: Any,
+    ) -> None:
+        super().__init__(**steps)
+        self.text_encoder = denoiser.text_encoder
+        self.empty_prompt: torch.Tensor
+        self.register_buffer("empty_prompt", empty_prompt, persistent=False)
+        self.end, self.word_noise, self.empty = end, word_noise, empty
+        self._denoiser = (denoiser,)  # in a tuple, or its other weights would count as this module's
+        self.train()
+
+    def targets(self, ids: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Return what the tokens (b, n_tokens) of captions learn, (b, n_tokens, width), from embeddings (b, dim)."""
+        project = self._denoiser[0].unet.encoder_hid_proj.image_projection_layers[0]
+        with torch.no_grad():
+            own = project(image_embeds[:, None]) - project(torch.zeros_like(image_embeds[:1, None]))
+        own = own.reshape(len(ids), -1, own.shape[-1])  # (b, 4, width), repeated over the places
+        places = torch.arange(ids.shape[1], device=ids.device) % own.shape[1]
+        says = (ids == self.end) & (ids != self.empty_prompt).any(1, keepdim=True)
+        return own[:, places] * says[..., None]
+
+    def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss of (captions (b, n_variants, n_tokens), mean image embeddings of what they name (b, dim))."""
+        captions, image_embeds = batch
+        n = len(captions)
+        variant = torch.randint(0, captions.shape[1], (n,), device=captions.device)
+        ids = captions[torch.arange(n, device=captions.device), variant]
+        empty = torch.rand(n, device=captions.device) < self.empty
+        ids = ids.where(~empty[:, None], self.empty_prompt)
+        said, _ = self._denoiser[0].encode_text(ids, word_noise=self.word_noise)
+        return self.report({"tokens": F.mse_loss(said.float(), self.targets(ids, image_embeds).float())})
 
 
 class CaptionerModule(_Steps):

@@ -268,10 +268,11 @@ def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig
         build_scheduler,
         build_unet,
         save_pocket_sdxl,
+        start_text,
     )
     from eegrecon.models.generators.pocket_text import tokenize
     from eegrecon.models.vision import POCKET_DIM
-    from eegrecon.modules.pocket import DenoiserModule
+    from eegrecon.modules.pocket import DenoiserModule, TextStartModule
 
     latents = encode_all(vae, torch.tensor(scenes.pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
@@ -280,16 +281,22 @@ def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig
     tokenizer, text = build_text(titles, clip, cfg.extra_words)
     captions = caption_ids(titles, tokenizer).repeat_interleave(scenes.per_drawing, dim=0)
     denoiser = PocketDenoiser(build_unet(), dim=POCKET_DIM, text_encoder=text)
-    module = DenoiserModule(
-        denoiser,
-        build_scheduler(),
-        tokenize(tokenizer, [""]),
-        lr=cfg.denoiser.lr,
-        total_steps=cfg.denoiser.steps,
-        embed_noise=cfg.embed_noise,
-    )
-    loader = random_batches((latents, embeds, captions), cfg.denoiser.batch_size, cfg.seed)
-    fit_steps(module, loader, cfg.denoiser.steps, work / "denoiser", cfg.trainer, average=True)
+    empty = tokenize(tokenizer, [""])
+    parts = {"image": (cfg.denoiser, 0.0), "text": (cfg.text, None), "both": (cfg.captioned, 0.5)}
+    for name, (steps, captioned) in parts.items():
+        lr: dict[str, Any] = {"lr": steps.lr, "total_steps": steps.steps}
+        if captioned is None:  # only now can the tower be told what the adapter says
+            means = embeds.reshape(len(titles), scenes.per_drawing, -1).mean(1)
+            teach = TextStartModule(denoiser, empty, tokenizer.eos_token_id, weight_decay=0.02, **lr)
+            batches = random_batches((captions[:: scenes.per_drawing], means), steps.batch_size, cfg.seed)
+            fit_steps(teach, batches, steps.steps, work / "denoiser" / name, cfg.trainer)
+            start_text(denoiser)
+            continue
+        module = DenoiserModule(
+            denoiser, build_scheduler(), empty, captioned=captioned, embed_noise=cfg.embed_noise, **lr
+        )
+        loader = random_batches((latents, embeds, captions), steps.batch_size, cfg.seed)
+        fit_steps(module, loader, steps.steps, work / "denoiser" / name, cfg.trainer, average=True)
     heads = out.parent / "clip" / "heads.safetensors"
     space = {
         "model": "pocket_clip",

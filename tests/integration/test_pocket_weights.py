@@ -12,7 +12,7 @@ from eegrecon.data.splits import held_out_concepts
 from eegrecon.pocket.drawings import Drawing, concepts, other_drawings
 from eegrecon.stages import pocket_weights, pocket_words
 
-PARTS = ("heads", "autoencoder", "captioner", "denoiser")
+PARTS = ("heads", "autoencoder", "captioner", "denoiser", "text", "captioned")
 TINY = [
     "scenes=2",
     "caption_scenes=1",

@@ -245,6 +245,23 @@ class PocketDenoiser(nn.Module):
         )[0]
 
 
+def start_text(denoiser: PocketDenoiser) -> None:
+    """Let the UNet read prompt tokens as it reads the adapter's, in place: the tower was taught to speak like it.
+
+    Keys and values of the text attention become the adapter's; the pooled embedding, which was never taught, starts
+    without effect. See `modules.pocket.TextStartModule`.
+    """
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    with torch.no_grad():
+        for name, processor in denoiser.unet.attn_processors.items():
+            if isinstance(processor, IPAdapterAttnProcessor2_0):
+                attention = denoiser.unet.get_submodule(name.removesuffix(".processor"))
+                attention.to_k.weight.copy_(processor.to_k_ip[0].weight)
+                attention.to_v.weight.copy_(processor.to_v_ip[0].weight)
+        denoiser.unet.add_embedding.linear_1.weight[:, : denoiser._pooled_dim] = 0
+
+
 def ip_adapter_state_dict(denoiser: PocketDenoiser) -> dict[str, torch.Tensor]:
     """Return the IP-Adapter's weights under their published names.
 

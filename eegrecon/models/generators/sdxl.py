@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,11 +103,6 @@ class SDXLGenerator(nn.Module):
     def decoded_together(self) -> int:
         """How many pictures the autoencoder decodes at once, whatever the batch."""
         return max(1, DECODED_PIXELS // self.size**2)
-
-    @property
-    def vae_weights(self) -> Path:
-        """The autoencoder's file of full precision, by whose hash a store of latents says where it is from."""
-        return self.folder / "vae" / "diffusion_pytorch_model.safetensors"
 
     def check(self, *, latents: bool = False, captions: bool = False) -> None:
         """Whether it can be called with latents or captions, before anything is made.

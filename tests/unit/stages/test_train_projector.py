@@ -124,3 +124,28 @@ def test_the_git_tower_is_a_layer_without_a_choice_of_layer():
     chosen = load("extract-targets", "pocket_captions", None, ["targets.git-pocket.layer=3"]).targets
     with pytest.raises(ConfigError, match="layer means nothing to the model git"):
         plans(chosen)
+
+
+def test_from_pictures_to_captions_with_what_ships(tmp_path):
+    """The real pocket tower, projector and captioner, end to end on a tiny set: every interface fits the next."""
+    from eegrecon.captions import captions_of
+
+    from eegrecon.config import ExtractTargetsConfig, SetConfig
+    from eegrecon.stages import extract_targets
+
+    root = build_tiny_set(tmp_path, train_concepts=4, exemplars=2, test_concepts=1)
+    spec = load("extract-targets", "pocket_captions").targets["git-pocket"]
+    cfg = ExtractTargetsConfig(data=SetConfig(root.name, str(root.parent)), targets={"git-pocket": spec})
+    extract_targets.run(cfg, directory=root, command="test")
+    images = ImageSet.from_root(root)
+    store = TargetStore(target_dir(root, "git-pocket"), images)
+    assert (store.kind, store.shape) == ("layer", (5, 1280))
+    run(root, "tokens=git-pocket", "data.split.val_concepts=1", "batch_size=2", "trainer.max_epochs=1")
+    image = TargetStore(target_dir(root, "clip-pocket"), images)
+    found = captions_of(
+        torch.randn(3, 256), image.interface(), source="captions", projector=projector_dir(root, "clip-git")
+    )
+    assert len(found) == 3
+    assert all(text.startswith("a picture of") for text in found)
+    again = extract_targets.run(cfg, directory=root, command="again")
+    assert again.inputs["weights"]["path"].endswith("captioner/model.safetensors")

@@ -144,3 +144,45 @@ def test_what_a_training_row_is_told(tokenizer):
     noise = recorder.embeds[~blind].std(1)  # the embeddings themselves are zero here
     assert noise[~captioned[~blind]].mean() == pytest.approx(0.1, abs=0.01)
     assert noise[captioned[~blind]].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_tower_learns_to_speak_like_the_adapter_and_is_then_read_like_it(tokenizer):
+    from eegrecon.models.generators.pocket_sdxl import start_text
+    from eegrecon.modules.pocket import TextStartModule
+    from tests.builders_sdxl import tiny_denoiser
+
+    torch.manual_seed(0)
+    denoiser = tiny_denoiser()
+    table = word_table(tokenizer, WORDS, embed, width=8)
+    denoiser.text_encoder = build_text_encoder(tokenizer, width=8, pooled_dim=4, table=table).eval()
+    before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
+    end, empty = tokenizer.eos_token_id, tokenize(tokenizer, [""])
+    captions = tokenize(tokenizer, ["red boat", "wheel", "ferris wheel", "boat"])
+    image_embeds = torch.randn(4, 12)
+    module = TextStartModule(denoiser, empty, end, word_noise=0.0, empty=0.25, lr=1e-2, total_steps=1)
+    module.report = lambda terms: torch.stack(list(terms.values())).sum()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(200):
+        loss = module.training_step((captions[:, None], image_embeds))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.unet.state_dict().items())
+    with torch.no_grad():
+        tokens, _ = denoiser.encode_text(captions)
+        project = denoiser.unet.encoder_hid_proj.image_projection_layers[0]
+        own = (project(image_embeds[:, None]) - project(torch.zeros(1, 1, 12))).reshape(4, 4, 8)  # by hand
+        first = (captions == end).int().argmax(1)
+        for row in range(4):
+            wanted = own[row, torch.arange(int(first[row]), 16) % 4]
+            assert torch.nn.functional.cosine_similarity(tokens[row, first[row] :], wanted, dim=1).mean() > 0.9
+            assert tokens[row, : first[row]].abs().mean() < 0.3
+        assert denoiser.encode_text(empty)[0].abs().mean() < 0.3
+        start_text(denoiser)
+        noisy, t = torch.randn(2, 4, 4, 4), torch.tensor([500, 900])
+        adapter = [p for name, p in denoiser.unet.attn_processors.items() if not name.endswith("attn1.processor")]
+        own_keys = [p.to_k_ip[0].weight for p in adapter]
+        text_keys = [m.to_k.weight for name, m in denoiser.unet.named_modules() if name.endswith("attn2")]
+        assert all(any(torch.equal(a, b) for b in own_keys) for a in text_keys)
+        pooled = denoiser(noisy, t, image_embeds[:2], (tokens[:2], torch.randn(2, 4)))
+        assert torch.equal(pooled, denoiser(noisy, t, image_embeds[:2], (tokens[:2], torch.randn(2, 4))))

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from eegrecon.config import GENERATORS, Choice
 from eegrecon.errors import DataError
-from eegrecon.models.generators.conditioning import latent_mismatches, mismatches
+from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.registry import resolve
-from tests.builders_sdxl import tiny_vae
 from tests.builders_sdxl_published import adapter_of, tiny_published
 
 KINDS = {"turbo": (4, 0.0), "base": (6, 5.0)}  # steps and guidance
@@ -176,10 +175,8 @@ def test_adapters_that_do_not_fit(turbo, tmp_path):
         build(turbo, ip_adapter=str(tmp_path / "ip-adapter_sdxl_vit-h.bin"))
 
 
-def test_latents_of_another_autoencoder(turbo, tmp_path):
+def test_latents_of_the_store_are_what_the_generator_starts_from(turbo):
     generator, made = build(turbo), load_vae(str(turbo), size=16)
-    header = {"kind": "vae_latent", **made.header()}
-    assert latent_mismatches(generator, header) == []
     assert generator.latent_shape == made.shape
     # what the generator starts from is what `extract-targets` wrote: encode, decode, the same picture
     rng = np.random.default_rng(0)
@@ -187,12 +184,3 @@ def test_latents_of_another_autoencoder(turbo, tmp_path):
     with torch.no_grad():
         direct = generator.vae.decode(latents / generator.scaling_factor).sample
     assert torch.allclose(generator._decode(latents), (direct / 2 + 0.5).clamp(0, 1), atol=1e-6)
-    unscaled = latent_mismatches(generator, header | {"scaling_factor": 1.0})
-    assert unscaled == ["scaling_factor is 0.7 in the generator and 1.0 in the latents"]
-    assert (
-        "one latent has 64 numbers in the generator and 256" in latent_mismatches(generator, header | {"dim": 256})[0]
-    )
-    assert "kind is" in latent_mismatches(generator, header | {"kind": "image"})[0]
-    other = tiny_published(tmp_path / "other", vae=tiny_vae(seed=1))
-    (reason,) = latent_mismatches(build(other), header)
-    assert "has other weights than 'sdxl-turbo' that made the latents" in reason
