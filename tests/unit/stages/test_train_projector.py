@@ -128,7 +128,7 @@ def test_the_git_tower_is_a_layer_without_a_choice_of_layer():
 
 def test_from_pictures_to_captions_with_what_ships(tmp_path):
     """The real pocket tower, projector and captioner, end to end on a tiny set: every interface fits the next."""
-    from eegrecon.captions import captions_of
+    from eegrecon.pathways.captions import captions_of
 
     from eegrecon.config import ExtractTargetsConfig, SetConfig
     from eegrecon.stages import extract_targets
