@@ -128,9 +128,8 @@ def test_the_git_tower_is_a_layer_without_a_choice_of_layer():
 
 def test_from_pictures_to_captions_with_what_ships(tmp_path):
     """The real pocket tower, projector and captioner, end to end on a tiny set: every interface fits the next."""
-    from eegrecon.pathways.captions import captions_of
-
     from eegrecon.config import ExtractTargetsConfig, SetConfig
+    from eegrecon.pathways.captions import captions_of
     from eegrecon.stages import extract_targets
 
     root = build_tiny_set(tmp_path, train_concepts=4, exemplars=2, test_concepts=1)
