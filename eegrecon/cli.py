@@ -150,9 +150,13 @@ def upstream_commands(options: argparse.Namespace, config: Any) -> list[list[str
 
 
 def _upstream(verb: str, config: Any) -> tuple[str, ...]:
-    """What a verb reads under this config: without pictures, `evaluate` needs nothing after the encoder."""
+    """What a verb reads under this config: `evaluate` of no pictures needs nothing after the encoder."""
     skipped = ("train-prior", "reconstruct") if verb == "evaluate" and not config.pictures else ()
-    return tuple(earlier for earlier in UPSTREAM[verb] if earlier not in skipped)
+    beside: list[str] = []
+    if verb == "reconstruct":
+        beside += ["train-low-level"] * (config.pathways.low_level == "low_level")
+        beside += ["train-projector"] * (config.pathways.semantic.source == "captions")
+    return (*(earlier for earlier in UPSTREAM[verb] if earlier not in skipped), *beside)
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> int:

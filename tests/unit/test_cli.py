@@ -265,3 +265,18 @@ def test_overrides_of_data_blocks_reach_only_the_data_verbs():
     assert cli._config(options).loader.batch_size == 8
     with pytest.raises(ConfigError, match="unknown key 'source'"):
         cli._config(cli._parse(["train-encoder", "--exp", "pocket", *words]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beside"),
+    [
+        ([], []),
+        (["pathways.low_level=head"], []),  # of the encoder, which is made anyway
+        (["pathways.low_level=low_level"], ["train-low-level"]),
+        (["pathways.semantic.source=captions"], ["train-projector"]),
+    ],
+)
+def test_pathways_are_made_before_the_pictures(overrides, beside):
+    options = cli._parse(["reconstruct", "--exp", "pocket", "--upstream", *overrides])
+    made = [command[0] for command in cli.upstream_commands(options, cli._config(options))]
+    assert made == ["prepare-data", "extract-targets", "train-encoder", "train-prior", *beside]
