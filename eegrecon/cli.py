@@ -109,7 +109,7 @@ def run_directory(options: argparse.Namespace, config: Any) -> Path:
     if folder is None:
         return Path(config.data.root) / config.data.set
     if keys_of(options.verb, "data.protocol"):
-        folder += config.data.tested_suffix
+        folder += config.data.tested_suffix + ("-val" if getattr(config, "part", "test") == "val" else "")
     if options.run is not None:
         return Path(options.run) / folder
     exp = options.exp if options.exp is not None else Path(options.config).resolve().parent.name

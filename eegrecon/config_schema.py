@@ -297,6 +297,9 @@ class ReconstructConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     # A text store: the names of the test concepts, among which trials are classified (empty: not reported).
     text_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
+    # val: pictures of held-out training concepts, one a concept, into a folder of their own (`reconstruct-val`): what
+    # settings are chosen on. Only test opens test trials.
+    part: str = field(default="test", metadata={"choices": ("test", "val")})
     # The seen pictures' latents, for the ceiling of a low-level pathway.
     latent_target: TargetConfig = field(default_factory=lambda: TargetConfig(name=""))
     pathways: PathwaysConfig = field(default_factory=PathwaysConfig)

@@ -183,7 +183,8 @@ def _saved(home: Path) -> dict[str, Any]:
 
 def _of_run(home: Path) -> dict[str, Any]:
     """The generator, pathways, sampling and batch size that `reconstruct` was told, from its resolved config."""
-    configs = sorted(home.glob(f"reconstruct*/{CONFIG}"))  # a joint run has one for each subject that was tested
+    # A joint run has one for each subject that was tested; what settings were tried on validation is not the run's.
+    configs = [path for path in sorted(home.glob(f"reconstruct*/{CONFIG}")) if not path.parent.name.endswith("-val")]
     if not configs:
         raise ArtifactError(
             f"{home} does not name a picture generator (it has no reconstruct/{CONFIG}): run `eegrecon reconstruct` "

@@ -172,9 +172,9 @@ def stamp(cfg_data: Any, data: ThingsDataModule, part: str, selection: Mapping[s
 
 
 def protocol_block(
-    cfg: Any, data: ThingsDataModule, encoder: Manifest, *, permuted_labels: bool, n_pictures: int
+    cfg: Any, data: ThingsDataModule, encoder: Manifest, *, permuted_labels: bool, n_pictures: int, part: str = "test"
 ) -> dict[str, Any]:
-    """What metrics.json says of how test trials were scored, for every stage that scores them.
+    """What metrics.json says of how test (or validation) trials were scored, for every stage that scores them.
 
     Args:
         cfg: `EvaluateConfig` or `ReconstructConfig`.
@@ -182,21 +182,22 @@ def protocol_block(
         encoder: The encoder's manifest.
         permuted_labels: Whether the encoder learnt permuted labels.
         n_pictures: Size of the gallery.
+        part: "test" or "val".
     """
-    counts = averaged_trials(cfg.data, data, "test")
+    counts = averaged_trials(cfg.data, data, part)
     return {
         "set": cfg.data.set,
         "protocol": cfg.data.protocol,
         "subjects": data.subjects,
         "test_subjects": data.test_subjects,
-        "repetitions": f"test: mean of {' to '.join(map(str, dict.fromkeys(counts)))}",
+        "repetitions": f"{part}: mean of {' to '.join(map(str, dict.fromkeys(counts)))}",
         "sessions": cfg.data.sessions,
         "keep_repetitions": cfg.data.keep_repetitions,
         "permuted_labels": permuted_labels,
         "target": data.targets["image"].interface(),
-        "retrieval": f"cosine, gallery: all {n_pictures} test pictures, one a concept",
+        "retrieval": f"cosine, gallery: all {n_pictures} {part} pictures, one a concept",
         "seed": cfg.seed,
-        STAMP: stamp(cfg.data, data, "test", encoder.selection).to_dict(),
+        STAMP: stamp(cfg.data, data, part, encoder.selection).to_dict(),
     }
 
 
@@ -288,7 +289,7 @@ def score_table(
     for name in columns:
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     for row in rows:
-        named = row["metric"].removeprefix("test/") + ("*" if row["metric"] == starred else "")
+        named = row["metric"].removeprefix("test/").removeprefix("val/") + ("*" if row["metric"] == starred else "")
         table.add_row(*({**row, "metric": named}[name] for name in columns))
     return table
 

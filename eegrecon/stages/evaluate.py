@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,8 +50,9 @@ from eegrecon.stages.upstream import check_data, check_target, control_directory
 
 STAGE = "evaluate"
 METRICS_SCHEMA = 1
+Value = TypeVar("Value")
 MAX_PIXEL_SIZE = 425  # facts/atm.md section 6; smaller pictures are compared as they are, never enlarged
-PICTURES, CEILING, EMBEDS = "pictures", "pictures_ceiling", "embeds/test.safetensors"
+PICTURES, CEILING = "pictures", "pictures_ceiling"
 SCORES, CAPTIONS = "scores.csv", "captions.json"
 
 
@@ -134,7 +135,8 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     """
     console = Console(stderr=True)
     images = ImageSet.from_root(Path(cfg.data.root) / cfg.data.set)
-    embeds = load_embeds(source / EMBEDS)
+    part = getattr(cfg, "part", "test")
+    embeds = load_embeds(source / embeds_file(part))
     index = [int(i) for i in embeds["image_index"]]
     draws = embeds["pred_image_embeds"].shape[1]
     ids = images.ids(embeds["image_index"])
@@ -171,8 +173,10 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     prior = prior_scores(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
     metrics |= prior.metrics
     scores.per_picture |= prior.per_picture
+    metrics, scores.per_picture = _of_part(part, metrics), _of_part(part, scores.per_picture)
     protocol = {
         **protocol,
+        "part": part,
         "judge": cfg.judge,
         "in_conditioning_space": f"two_way_{space}",
         "two_way": "each reconstruction against all other seen pictures, Pearson, a tie counts one half",
@@ -221,10 +225,20 @@ def write_scores(directory: Path, scored: Scored) -> None:
     columns = [scored.scores.per_picture[name].tolist() for name in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_index", "image_id", *(name.removeprefix("test/") for name in names)])
+    writer.writerow(["image_index", "image_id", *(name.partition("/")[2] for name in names)])
     writer.writerows(zip(scored.image_index, scored.image_ids, *columns, strict=True))
     with atomic_write(directory / SCORES) as file:
         file.write(text.getvalue().encode())
+
+
+def embeds_file(part: str) -> str:
+    """Where the embeddings of a part lie in a `reconstruct` directory."""
+    return f"embeds/{part}.safetensors"
+
+
+def _of_part(part: str, named: Mapping[str, Value]) -> dict[str, Value]:
+    """Scores by names that say of which part they are."""
+    return {f"{part}/{name.removeprefix('test/')}": value for name, value in named.items()}
 
 
 def headline(payload: Mapping[str, Any]) -> dict[str, float]:
@@ -239,7 +253,7 @@ def print_summary(payload: Mapping[str, Any]) -> None:
         payload["metrics"],
         title=f"{protocol['n_pictures']} reconstructions, judged by {protocol['judge']}",
         caption=f"* in conditioning space: {protocol['target']['name']} is what the generator was given",
-        starred=f"test/{protocol['in_conditioning_space']}",
+        starred=f"{protocol['part']}/{protocol['in_conditioning_space']}",
     )
     print_table(table)
 

@@ -1,7 +1,8 @@
 """`reconstruct`: stage 3, from the test EEG to pictures, their grid and their scores.
 
-The only stage that opens test EEG: EEG (repetitions averaged) → encoder → prior → generator. Beside it the ceiling: the
-same generator on the seen pictures' own embeddings, with the same noise.
+With `part: val` it makes pictures of held-out training concepts instead, for choosing settings, and opens no test file.
+Beside `evaluate` the only stage that opens test EEG: EEG (repetitions averaged) → encoder → prior → generator. With it
+the ceiling: the same generator on the seen pictures' own embeddings, with the same noise.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from eegrecon.stages.encoder_scores import load_ridge, protocol_block, text_inpu
 from eegrecon.stages.evaluate import (
     CAPTIONS,
     CEILING,
-    EMBEDS,
     PICTURES,
     SCORES,
     Scored,
+    embeds_file,
     headline,
     print_summary,
     score_directory,
@@ -70,10 +71,10 @@ CREDITS = {
 
 
 def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> Manifest:
-    """Make the test pictures of a run and score them.
+    """Make the test pictures of a run (or those of validation concepts) and score them.
 
-    Writes `pictures/`, `pictures_ceiling/`, `grid.png`, `grid_by_score.png`, `embeds/test.safetensors`, `metrics.json`,
-    `tensorboard/` and, last, the manifest.
+    Writes `pictures/`, `pictures_ceiling/`, `grid.png`, `grid_by_score.png`, `embeds/<part>.safetensors`, `scores.csv`,
+    `metrics.json`, `tensorboard/`, with a semantic pathway `captions.json`, and, last, the manifest.
 
     Args:
         cfg: `ReconstructConfig`.
@@ -90,6 +91,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     """
     started = time.monotonic()
     check_keep(cfg.keep, cfg.draws)
+    check_part(cfg)
     upstream = _Upstream(cfg, directory.parent)
     state = open_stage(directory, STAGE, config_hash(cfg), to_yaml(cfg), upstream.inputs, overwrite)
     if state == "up_to_date":
@@ -138,7 +140,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         ):
             extra[name] = best_draws(directory / folder, ids, made_from, network).numpy()
     save_embeds(
-        directory / EMBEDS,
+        directory / embeds_file(cfg.part),
         embeds["eeg_embeds"].numpy(),
         embeds["image_index"].numpy(),
         embeds["subject"].numpy(),
@@ -157,7 +159,7 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
         *[CAPTIONS][: (directory / CAPTIONS).is_file()],
         "grid.png",
         "grid_by_score.png",
-        EMBEDS,
+        embeds_file(cfg.part),
         *write_ranks(directory, scored.ranks),
     ]
     files += [
@@ -243,7 +245,7 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
         `eeg_embeds` (n, dim), `pred_image_embeds` (n, draws, dim), `image_embeds` (n, dim) of the seen pictures,
         `image_index` and `subject` (n,) int64, and `ridge_embeds` (n, dim) if the encoder stage fitted the baseline.
     """
-    batch = upstream.data.averaged("test")
+    batch = _rows(cfg, upstream.data)
     eeg, subject, image_index = batch["eeg"], batch["subject"], batch["image_index"]
     encoder = load(upstream.encoder_dir)
     with torch.no_grad():
@@ -270,6 +272,31 @@ def decode(cfg: Any, upstream: _Upstream) -> dict[str, Tensor]:
     if "vae_latent" in batch["targets"]:
         found["latents"] = batch["targets"]["vae_latent"]
     return found
+
+
+def check_part(cfg: Any) -> None:
+    """Refuse what pictures of validation concepts have not.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    if cfg.part == "val" and cfg.data.protocol != "within_subject":
+        raise ConfigError(
+            f"part is 'val', but under data.protocol {cfg.data.protocol!r} validation trials are of other subjects "
+            "than those that are tested: choose settings within one subject."
+        )
+    if cfg.part == "val" and cfg.permuted_run:
+        raise ConfigError("permuted_run names a control of test pictures, but part is 'val': leave it empty.")
+
+
+def _rows(cfg: Any, data: Any) -> dict[str, Any]:
+    """The averaged trials of the part that is asked for; of validation the first picture of each concept."""
+    batch = data.averaged(cfg.part)
+    if cfg.part == "test":
+        return dict(batch)
+    chosen = torch.isin(batch["image_index"], data.gallery)
+    rows = {name: value[chosen] for name, value in batch.items() if isinstance(value, Tensor)}
+    return {**rows, "targets": {name: value[chosen] for name, value in batch["targets"].items()}}
 
 
 def _trainer(cfg: Any, directory: Path, images: ImageSet, image_index: Tensor) -> lightning.Trainer:
@@ -300,6 +327,7 @@ def _protocol(cfg: Any, upstream: _Upstream, embeds: Mapping[str, Tensor]) -> di
         upstream.encoder,
         permuted_labels=upstream.permuted_labels,
         n_pictures=len(embeds["image_index"]),
+        part=cfg.part,
     )
     return {
         **shared,
@@ -319,18 +347,18 @@ def _write_grids(cfg: Any, directory: Path, images: ImageSet, scored: Scored, lo
     """
     n = len(scored.image_index)
     spread = np.linspace(0, n - 1, min(GRID_PICTURES, n)).round().astype(int).tolist()
-    judged = scored.scores.per_picture[f"test/two_way_{cfg.judge}"]
+    judged = scored.scores.per_picture[f"{cfg.part}/two_way_{cfg.judge}"]
     ranked = torch.argsort(judged, descending=True, stable=True).tolist()
     width = min(8, n)
     middle = (n - width) // 2
     by_score = [*ranked[:width], *ranked[middle : middle + width], *ranked[n - width :]]
     decoded = "from EEG" if not scored.payload["protocol"]["permuted_labels"] else "permuted labels"
-    value = scored.payload["metrics"][f"test/two_way_{cfg.judge}"]["value"]
+    value = scored.payload["metrics"][f"{cfg.part}/two_way_{cfg.judge}"]["value"]
     title = (
         f"{cfg.data.set} subject {cfg.data.tested_subject}, two-way identification {100 * value:.0f} % (chance 50 %)"
     )
     for name, chosen, note in (
-        ("grid", spread, f"{len(spread)} of {n} pictures at even distances through the test set"),
+        ("grid", spread, f"{len(spread)} of {n} pictures at even distances through the {cfg.part} pictures"),
         ("grid_by_score", by_score, "best, middle and worst for the judge, one block each"),
     ):
         captions = [images.concept_of(scored.image_index[i]).replace("_", " ") for i in chosen]

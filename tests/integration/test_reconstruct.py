@@ -14,12 +14,14 @@ from eegrecon.analysis.protocol import Protocol
 from eegrecon.analysis.ranks import load_ranks
 from eegrecon.artifacts import load_embeds, read_manifest
 from eegrecon.config import load
+from eegrecon.data import ImageSet
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.metrics.features import picture_tensor
 from eegrecon.stages import evaluate, reconstruct
 from tests.builders import build_tiny_set
 from tests.builders_runs import build_run, write_text_store
 from tests.builders_sdxl import tiny_sdxl
+from tests.contract.test_no_test_data import hide_test_files
 
 pytestmark = pytest.mark.usefixtures("clean_rank")
 EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "pocket"
@@ -83,6 +85,39 @@ def test_the_scores_of_each_picture_are_a_table(home, done):
     embeds = load_embeds(done / "embeds" / "test.safetensors")
     assert [int(row["image_index"]) for row in rows] == embeds["image_index"].tolist()
     assert all(row["image_id"].startswith("test/") for row in rows)
+
+
+def test_pictures_of_held_out_concepts_open_no_test_file(home, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(home / "data", data)
+    hide_test_files(data / "pocket")
+    run = tmp_path / "run"
+    run.mkdir()
+    for stage in ("encoder", "prior"):
+        (run / stage).symlink_to(home / "run" / stage)
+    manifest = go(home, run / "reconstruct-val", "part=val", f"data.root={data}")
+    images = ImageSet.from_root(home / "data" / "pocket")
+    embeds = load_embeds(run / "reconstruct-val" / "embeds" / "val.safetensors")
+    concepts = [images.concept_of(int(index)) for index in embeds["image_index"]]
+    assert len(concepts) == len(set(concepts)) == 2
+    assert set(embeds["image_index"]) <= set(images.train_index)
+    assert len(list((run / "reconstruct-val" / "pictures").iterdir())) == 2
+    assert "val/two_way_efflite2_ceiling" in manifest.metrics
+    assert not [name for name in manifest.metrics if name.startswith("test/")]
+    payload = json.loads((run / "reconstruct-val" / "metrics.json").read_text())
+    assert Protocol.from_metrics(payload["protocol"]).split == "val"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("data.protocol=leave_one_subject_out", "data.subjects=[1,2]", "data.test_subject=2"), "within one subject"),
+        (("permuted_run=/elsewhere",), "control of test pictures"),
+    ],
+)
+def test_what_validation_pictures_have_not(home, tmp_path, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        go(home, tmp_path / "reconstruct-val", "part=val", *overrides)
 
 
 def test_everything_is_there(home, done):
