@@ -19,6 +19,9 @@ def rank_counts(
 ) -> tuple[Int64[Tensor, " q"], Int64[Tensor, " q"]]:
     """How many gallery entries are more similar than the target, and how many others are as similar.
 
+    Matrix products round each column in their own way, and differently from one processor to the next, so similarities
+    count as equal up to 16 units in the last place of the row's largest.
+
     Args:
         similarity: (q, g), larger is more similar.
         target: (q,) int, the target's column.
@@ -40,8 +43,9 @@ def rank_counts(
         raise ValueError("similarity holds NaN or infinite values: the embeddings have diverged")
     if len(target) and not 0 <= int(target.min()) <= int(target.max()) < similarity.shape[1]:
         raise ValueError(f"target points outside the gallery of {similarity.shape[1]}")
-    own = similarity.gather(1, target.long()[:, None])
-    return (similarity > own).sum(1), (similarity == own).sum(1) - 1
+    ahead = similarity - similarity.gather(1, target.long()[:, None])
+    rounding = 16 * torch.finfo(similarity.dtype).eps * similarity.abs().amax(1, keepdim=True)
+    return (ahead > rounding).sum(1), (ahead.abs() <= rounding).sum(1) - 1
 
 
 def target_rank(better: Int[Tensor, " q"], ties: Int[Tensor, " q"]) -> Float64[Tensor, " q"]:

@@ -93,7 +93,9 @@ def test_a_tower_that_runs_tokens_first_gives_the_same(clip):
     try:
         new, tower.transformer = tower.transformer, old.eval()
         for name, oracle in wanted.items():
-            assert np.abs(VisionLayer(clip, name, "mean").encode(PICTURES) - oracle).max() < 1e-5
+            found = VisionLayer(clip, name, "mean").encode(PICTURES)
+            # Values reach 20, where float32 has steps of 2e-6: the error of some sums is a few of them.
+            assert np.abs(found - oracle).max() < 1e-5 * np.abs(oracle).max()
     finally:
         tower.transformer = new
 

@@ -24,6 +24,17 @@ def test_counts_by_hand():
     assert ties.tolist() == [0, 3, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_difference_of_rounding_is_a_tie(dtype):
+    """What a matrix product of equal rows looks like on some processors: the last columns are rounded otherwise."""
+    step = torch.finfo(dtype).eps
+    similarity = 1 + torch.tensor([[0, 0, 0, -step, -step], [0, 2 * step, 0, 0, step]], dtype=dtype)
+    better, ties = rank_counts(similarity, torch.tensor([3, 0]))
+    assert (better.tolist(), ties.tolist()) == ([0, 0], [4, 4])
+    better, ties = rank_counts(similarity + torch.tensor([0, 100 * step, 0, 0, 0], dtype=dtype), torch.tensor([3, 0]))
+    assert (better.tolist(), ties.tolist()) == ([1, 1], [3, 3])
+
+
 @pytest.mark.parametrize(("better", "ties"), [(0, 0), (0, 3), (2, 1), (4, 0), (1, 3)])
 def test_ranks_equal_the_mean_over_all_orders_of_the_tied(better, ties):
     places = []
