@@ -34,6 +34,7 @@ TASKS = {
     "_text_ridge": ("classification", "_ridge"),
     "_caption": ("caption", ""),
     "_caption_ceiling": ("caption", "_ceiling"),
+    "_caption_shuffled": ("caption", "_shuffled"),
 }
 
 

@@ -42,6 +42,7 @@ from eegrecon.data.layout import target_dir
 from eegrecon.data.picture_rows import PictureInputs
 from eegrecon.data.targets import TargetStore
 from eegrecon.errors import ConfigError
+from eegrecon.metrics.functional.identification import derangement
 from eegrecon.models.judges import load_judge, load_target_space
 from eegrecon.stages import evaluate_encoder
 from eegrecon.stages.best_draw import CHOSEN, CHOSEN_CEILING, open_picture
@@ -168,7 +169,7 @@ def score_directory(source: Path, cfg: Any, store: TargetStore, protocol: Mappin
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in embeds.items()}
     image_embeds = torch.from_numpy(store.rows(embeds["image_index"]))
     ranks = ranks_of(tensors, image_embeds, open_text(cfg, images, store.dim), images)
-    ranks |= _caption_ranks(source, tensors, images)
+    ranks |= _caption_ranks(source, tensors, images, cfg.seed)
     metrics = scores.metrics | rank_metrics(ranks)
     prior = prior_scores(tensors["pred_image_embeds"], image_embeds, seed=cfg.seed)
     metrics |= prior.metrics
@@ -204,8 +205,10 @@ def write_captions(directory: Path, images: ImageSet, image_index: Any, inputs: 
     write_json(directory / CAPTIONS, {name: {"decoded": said, "ceiling": best} for name, said, best in rows})
 
 
-def _caption_ranks(source: Path, tensors: Mapping[str, torch.Tensor], images: ImageSet) -> dict[str, QueryRanks]:
-    """How well the first draw's caption names the seen concept, and its ceiling; {} without a semantic pathway."""
+def _caption_ranks(
+    source: Path, tensors: Mapping[str, torch.Tensor], images: ImageSet, seed: int
+) -> dict[str, QueryRanks]:
+    """How well the first draw's caption names the seen concept, its ceiling, and another's; {} without captions."""
     path = source / CAPTIONS
     if not path.is_file():
         return {}
@@ -213,9 +216,11 @@ def _caption_ranks(source: Path, tensors: Mapping[str, torch.Tensor], images: Im
     index, subject = tensors["image_index"], tensors["subject"]
     ids = images.ids(index.numpy())
     concepts = [images.concept_of(int(i)) for i in index]
+    decoded, ceiling = ([said[name][kind][0] for name in ids] for kind in ("decoded", "ceiling"))
+    shuffled = [decoded[at] for at in derangement(len(ids), seed).tolist()]
     return {
-        key: caption_ranks([said[name][kind][0] for name in ids], concepts, image_index=index, subject=subject)
-        for key, kind in (("_caption", "decoded"), ("_caption_ceiling", "ceiling"))
+        key: caption_ranks(captions, concepts, image_index=index, subject=subject)
+        for key, captions in (("_caption", decoded), ("_caption_ceiling", ceiling), ("_caption_shuffled", shuffled))
     }
 
 

@@ -211,7 +211,8 @@ def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeyp
     assert [row["decoded"] for row in said.values()] == wanted
     assert {"captions.json", "ranks_caption.safetensors"} <= set(manifest.outputs)
     assert "projector" in manifest.inputs
-    assert {f"test/caption_top1_{N}way", f"test/caption_top1_{N}way_ceiling"} <= set(manifest.metrics)
+    scored = {f"test/caption_top1_{N}way{control}" for control in ("", "_ceiling", "_shuffled")}
+    assert scored <= set(manifest.metrics)
     eeg = np.load(home / "data/pocket/trials/sub-01/test_eeg.npy").astype(np.float32).mean(1)
     index = np.load(home / "data/pocket/trials/sub-01/test_image_index.npy").tolist()
     pipe = EEGToImagePipeline.from_pretrained(reads.parent)
