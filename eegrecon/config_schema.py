@@ -358,9 +358,9 @@ class PocketWeightsConfig:
     heads: StepsConfig = field(default_factory=StepsConfig)
     autoencoder: StepsConfig = field(default_factory=StepsConfig)
     captioner: StepsConfig = field(default_factory=StepsConfig)
-    denoiser: StepsConfig = field(default_factory=StepsConfig)  # on image embeddings alone
+    denoiser: StepsConfig = field(default_factory=StepsConfig)  # UNet and IP-Adapter
     text: StepsConfig = field(default_factory=StepsConfig)  # the text tower learns to speak like the IP-Adapter
-    captioned: StepsConfig = field(default_factory=StepsConfig)  # the denoiser again, with captions
+    captioned: StepsConfig = field(default_factory=StepsConfig)  # tower and text attention, taught by the UNet
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 

@@ -108,89 +108,56 @@ class AutoencoderModule(_Steps):
 
 
 class DenoiserModule(_Steps):
-    """Train the pocket SDXL's UNet, IP-Adapter and text tower together: v-prediction, conditions dropped per picture.
+    """Train the pocket SDXL's UNet and IP-Adapter: v-prediction, the image embedding dropped per picture.
 
-    A row gets its caption, or the empty prompt, or nothing at all (zeros for both conditions, the negative of
-    classifier-free guidance); a row that is not dropped loses its image embedding now and then.
+    The prompt is zeros throughout, so the text attention is idle; ``CaptionModule`` gives it something to say.
 
     Args:
-        denoiser: ``PocketDenoiser`` with a text tower.
+        denoiser: ``PocketDenoiser``.
         scheduler: diffusers scheduler of the pipeline.
-        empty_prompt: (1, n_tokens) token ids of "".
-        drop: share of rows without any condition, for classifier-free guidance.
-        captioned: share of the other rows that get a caption; the rest get the empty prompt. 0: no words at all, the
-            prompt is zeros and the text tower is not called.
-        imageless: share of the other rows that lose the image embedding; among those with a caption it is
-            ``captioned_imageless``, because a caption beside its picture's embedding teaches the text side little.
-        captioned_imageless: see above.
+        drop: share of rows without image embedding, for classifier-free guidance.
         embed_noise: standard deviation of the noise on the (unit-variance) image embedding; keeps the network from
             memorising concepts by their exact embedding.
-        caption_embed_noise: the largest standard deviation where there is a caption, drawn per row from
-            ``embed_noise`` on. Next to an exact embedding no caption says anything new, and a network that never saw
-            an embedding err would not listen to the words; those decoded from EEG err.
-        word_noise: standard deviation of the noise on word vectors, see ``PocketDenoiser.encode_text``.
     """
 
     def __init__(
-        self,
-        denoiser: nn.Module,
-        scheduler: Any,
-        empty_prompt: torch.Tensor,
-        drop: float = 0.1,
-        captioned: float = 0.5,
-        imageless: float = 0.15,
-        captioned_imageless: float = 0.5,
-        embed_noise: float = 0.1,
-        caption_embed_noise: float = 0.7,
-        word_noise: float = 0.3,
-        **steps: Any,
+        self, denoiser: nn.Module, scheduler: Any, drop: float = 0.1, embed_noise: float = 0.1, **steps: Any
     ) -> None:
         super().__init__(**steps)
         self.denoiser, self.scheduler = denoiser, scheduler
-        self.empty_prompt: torch.Tensor
-        self.register_buffer("empty_prompt", empty_prompt, persistent=False)
-        self.drop, self.captioned = drop, captioned
-        self.imageless, self.captioned_imageless = imageless, captioned_imageless
-        self.embed_noise, self.caption_embed_noise, self.word_noise = embed_noise, caption_embed_noise, word_noise
-        self.train()  # transformers builds its models in eval mode
+        self.drop, self.embed_noise = drop, embed_noise
 
     def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim), captions (b, n_variants, n_tokens))."""
-        latents, embeds, captions = batch
-        n, device = len(latents), latents.device
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (n,), device=device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        dropped, captioned = (torch.rand(n, device=device) < share for share in (self.drop, self.captioned))
-        imageless = torch.rand(n, device=device) < torch.where(captioned, self.captioned_imageless, self.imageless)
-        spread = self.embed_noise + captioned * torch.rand(n, device=device) * (
-            self.caption_embed_noise - self.embed_noise
-        )
-        embeds = (embeds + spread[:, None] * torch.randn_like(embeds)).masked_fill(imageless[:, None], 0.0)
-        variant = torch.randint(0, captions.shape[1], (n,), device=device)
-        prompt = None
-        ids = captions[torch.arange(n, device=device), variant].where(captioned[:, None], self.empty_prompt)
+        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim))."""
+        latents, embeds = batch
+        noisy, noise, timesteps = noised(self.scheduler, latents)
+        dropped = torch.rand(len(latents), device=latents.device) < self.drop
+        embeds = embeds + self.embed_noise * torch.randn_like(embeds)
         # The fused bf16 attention's backward pass is several times slower than plain matrix products on CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            if self.captioned:
-                prompt = self.denoiser.encode_text(ids, word_noise=self.word_noise)  # type: ignore[operator]
-            velocity = self.denoiser(noisy, timesteps, embeds, prompt, drop=dropped).float()
+            velocity = self.denoiser(noisy, timesteps, embeds, drop=dropped).float()
         return self.report({"v": F.mse_loss(velocity, self.scheduler.get_velocity(latents, noise, timesteps))})
+
+
+def noised(scheduler: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents (b, 4, h, w) at random timesteps: (noisy latents, the noise, timesteps (b,))."""
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+    return scheduler.add_noise(latents, noise, timesteps), noise, timesteps
 
 
 class TextStartModule(_Steps):
     """Teach the text tower to say what the IP-Adapter says of the pictures that a title names.
 
-    Beside an image embedding a caption says next to nothing new, so a tower trained only with the denoiser stays mute
-    (experiments/LOG.md, 2026-11-23). Here the tokens from the caption's end on learn the adapter's own tokens for the
-    mean embedding of the title's pictures, less those for no picture at all; every other token, and the whole empty
-    prompt, learns zero. ``start_text`` then lets the UNet read them as it reads the adapter's.
+    A start for ``CaptionModule``, without the UNet and therefore fast. The tokens from the caption's end on learn the
+    adapter's own tokens for the mean embedding of the title's pictures, less those for no picture at all; every other
+    token, and the whole empty prompt, learns zero. ``start_text`` then has the UNet read them as the adapter's.
 
     Args:
         denoiser: ``PocketDenoiser``, its UNet and adapter trained; only its text tower is trained here.
         empty_prompt: (1, n_tokens) token ids of "".
         end: id of the token that ends and pads a caption.
-        word_noise: as in ``DenoiserModule``.
+        word_noise: see ``PocketDenoiser.encode_text``.
         empty: share of rows that get the empty prompt.
     """
 
@@ -231,6 +198,90 @@ class TextStartModule(_Steps):
         ids = ids.where(~empty[:, None], self.empty_prompt)
         said, _ = self._denoiser[0].encode_text(ids, word_noise=self.word_noise)
         return self.report({"tokens": F.mse_loss(said.float(), self.targets(ids, image_embeds).float())})
+
+
+class CaptionModule(_Steps):
+    """Teach captions to do in the UNet what the image embeddings of what they name do through the IP-Adapter.
+
+    The pictures of one title differ in more than its words can say, so a denoising loss hardly notices a caption
+    (experiments/LOG.md, 2026-11-23). Here the trained UNet itself is the teacher, given the embedding that a caption
+    stands for, and the same UNet given the caption learns to answer alike: by its text attention's keys and values and
+    by the text tower. Nothing else is trained, so without a prompt the generator stays what it was, to the bit.
+
+    What a row is told, and what its teacher is told: the empty prompt beside an image embedding (teacher: the embedding
+    alone), or a caption alone (teacher: the mean embedding of what it names), or a caption beside a noisy embedding
+    (teacher: that embedding, ``pull`` of the way to the one named).
+
+    Args:
+        denoiser: ``PocketDenoiser``; UNet and adapter trained, tower started by ``TextStartModule``.
+        scheduler: diffusers scheduler of the pipeline.
+        empty_prompt: (1, n_tokens) token ids of "".
+        captions: (m, n_variants, n_tokens) token ids of m titles.
+        named: (m, dim) mean image embeddings of what they name.
+        empty: share of rows with the empty prompt.
+        imageless: share of rows without image embedding.
+        other: share of rows whose caption is another's than their picture's.
+        pull: how far a caption moves the image embedding beside it, in [0, 1].
+        embed_noise: largest standard deviation of the noise on image embeddings, drawn per row; decoded ones err.
+        word_noise: see ``PocketDenoiser.encode_text``.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        scheduler: Any,
+        empty_prompt: torch.Tensor,
+        captions: torch.Tensor,
+        named: torch.Tensor,
+        empty: float = 0.25,
+        imageless: float = 0.5,
+        other: float = 0.5,
+        pull: float = 0.5,
+        embed_noise: float = 0.7,
+        word_noise: float = 0.3,
+        **steps: Any,
+    ) -> None:
+        super().__init__(**steps)
+        denoiser.unet.requires_grad_(False)
+        for name, weight in denoiser.unet.named_parameters():
+            weight.requires_grad_(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
+        self.denoiser, self.scheduler = denoiser, scheduler
+        for name, value in (("empty_prompt", empty_prompt), ("captions", captions), ("named", named)):
+            self.register_buffer(name, value, persistent=False)
+        self.empty, self.imageless, self.other, self.pull = empty, imageless, other, pull
+        self.embed_noise, self.word_noise = embed_noise, word_noise
+
+    def told(self, embeds: torch.Tensor, title: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw what rows with image embeddings (b, dim) of titles (b,) are told.
+
+        Returns:
+            Token ids (b, n_tokens), image embeddings (b, dim), and the image embeddings (b, dim) of their teacher.
+        """
+        n, device = len(embeds), embeds.device
+        captions: torch.Tensor = self.captions  # type: ignore[assignment]
+        named: torch.Tensor = self.named  # type: ignore[assignment]
+        empty, imageless, other = (
+            torch.rand(n, device=device) < share for share in (self.empty, self.imageless, self.other)
+        )
+        title = torch.where(other, torch.randint(0, len(captions), (n,), device=device), title)
+        variant = torch.randint(0, captions.shape[1], (n,), device=device)
+        ids = torch.where(empty[:, None], self.empty_prompt, captions[title, variant])  # type: ignore[arg-type]
+        spread = self.embed_noise * torch.rand(n, 1, device=device)
+        embeds = (embeds + spread * torch.randn_like(embeds)).masked_fill(imageless[:, None], 0.0)
+        pull = torch.where(empty, 0.0, torch.where(imageless, 1.0, self.pull))
+        return ids, embeds, torch.lerp(embeds, named[title], pull[:, None])
+
+    def training_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss of (scaled latents (b, 4, h, w), image embeddings (b, dim), number of their title (b,))."""
+        latents, embeds, title = batch
+        noisy, _, timesteps = noised(self.scheduler, latents)
+        ids, embeds, teachers = self.told(embeds, title)
+        with sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad():
+                wanted = self.denoiser(noisy, timesteps, teachers).float()
+            prompt = self.denoiser.encode_text(ids, word_noise=self.word_noise)
+            velocity = self.denoiser(noisy, timesteps, embeds, prompt).float()
+        return self.report({"v": F.mse_loss(velocity, wanted)})
 
 
 class CaptionerModule(_Steps):

@@ -21,7 +21,7 @@ from eegrecon.artifacts import (
     write_manifest,
 )
 from eegrecon.config import config_hash, to_yaml
-from eegrecon.stages.pocket_words import build_text, caption_ids, train_captioner
+from eegrecon.stages.pocket_words import build_text, train_captioner, train_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,43 +260,24 @@ def encode_all(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_denoiser(scenes: Scenes, vae: Any, clip: Any, cfg: PocketWeightsConfig, work: Path, out: Path) -> None:
-    """Train UNet, IP-Adapter and text tower on (latent, pocket CLIP image embedding, caption); write the pipeline."""
+    """Train UNet and IP-Adapter on (latent, pocket CLIP image embedding), then the text side; write the pipeline."""
     import torch
 
-    from eegrecon.models.generators.pocket_sdxl import (
-        PocketDenoiser,
-        build_scheduler,
-        build_unet,
-        save_pocket_sdxl,
-        start_text,
-    )
-    from eegrecon.models.generators.pocket_text import tokenize
+    from eegrecon.models.generators.pocket_sdxl import PocketDenoiser, build_scheduler, build_unet, save_pocket_sdxl
     from eegrecon.models.vision import POCKET_DIM
-    from eegrecon.modules.pocket import DenoiserModule, TextStartModule
+    from eegrecon.modules.pocket import DenoiserModule
 
     latents = encode_all(vae, torch.tensor(scenes.pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         embeds = clip.visual.head(torch.from_numpy(scenes.features)).clone()
-    titles = [drawing.title for drawing in scenes.drawings]
-    tokenizer, text = build_text(titles, clip, cfg.extra_words)
-    captions = caption_ids(titles, tokenizer).repeat_interleave(scenes.per_drawing, dim=0)
+    tokenizer, text = build_text([drawing.title for drawing in scenes.drawings], clip, cfg.extra_words)
     denoiser = PocketDenoiser(build_unet(), dim=POCKET_DIM, text_encoder=text)
-    empty = tokenize(tokenizer, [""])
-    parts = {"image": (cfg.denoiser, 0.0), "text": (cfg.text, None), "both": (cfg.captioned, 0.5)}
-    for name, (steps, captioned) in parts.items():
-        lr: dict[str, Any] = {"lr": steps.lr, "total_steps": steps.steps}
-        if captioned is None:  # only now can the tower be told what the adapter says
-            means = embeds.reshape(len(titles), scenes.per_drawing, -1).mean(1)
-            teach = TextStartModule(denoiser, empty, tokenizer.eos_token_id, weight_decay=0.02, **lr)
-            batches = random_batches((captions[:: scenes.per_drawing], means), steps.batch_size, cfg.seed)
-            fit_steps(teach, batches, steps.steps, work / "denoiser" / name, cfg.trainer)
-            start_text(denoiser)
-            continue
-        module = DenoiserModule(
-            denoiser, build_scheduler(), empty, captioned=captioned, embed_noise=cfg.embed_noise, **lr
-        )
-        loader = random_batches((latents, embeds, captions), steps.batch_size, cfg.seed)
-        fit_steps(module, loader, steps.steps, work / "denoiser" / name, cfg.trainer, average=True)
+    module = DenoiserModule(
+        denoiser, build_scheduler(), embed_noise=cfg.embed_noise, lr=cfg.denoiser.lr, total_steps=cfg.denoiser.steps
+    )
+    loader = random_batches((latents, embeds), cfg.denoiser.batch_size, cfg.seed)
+    fit_steps(module, loader, cfg.denoiser.steps, work / "denoiser" / "image", cfg.trainer, average=True)
+    train_text(denoiser, tokenizer, scenes, latents, embeds, cfg, work / "denoiser")
     heads = out.parent / "clip" / "heads.safetensors"
     space = {
         "model": "pocket_clip",

@@ -62,6 +62,48 @@ def caption_ids(titles: list[str], tokenizer: Any) -> torch.Tensor:
     return torch.stack([tokenize(tokenizer, [form.format(t) for t in titles]) for form in (TEMPLATE, "{}")], dim=1)
 
 
+def train_text(
+    denoiser: Any,
+    tokenizer: Any,
+    scenes: Scenes,
+    latents: torch.Tensor,
+    embeds: torch.Tensor,
+    cfg: PocketWeightsConfig,
+    work: Path,
+) -> None:
+    """Teach the text side of a trained denoiser, in place: first the tower alone, then tower and text attention.
+
+    Args:
+        denoiser: ``PocketDenoiser`` with the tower of :func:`build_text`; its UNet and adapter are trained.
+        tokenizer: The tower's.
+        scenes: The training material.
+        latents: (n, 4, h, w) scaled, of the scenes.
+        embeds: (n, dim) image embeddings of the scenes.
+        cfg: Steps of `text` and `captioned`.
+        work: Keeps the checkpoints.
+    """
+    import torch
+
+    from eegrecon.models.generators.pocket_sdxl import build_scheduler, start_text
+    from eegrecon.models.generators.pocket_text import tokenize
+    from eegrecon.modules.pocket import CaptionModule, TextStartModule
+    from eegrecon.stages.pocket_weights import fit_steps, random_batches
+
+    empty = tokenize(tokenizer, [""])
+    captions = caption_ids([drawing.title for drawing in scenes.drawings], tokenizer)
+    named = embeds.reshape(len(captions), scenes.per_drawing, -1).mean(1)
+    steps = {"lr": cfg.text.lr, "total_steps": cfg.text.steps, "weight_decay": 0.02}
+    start = TextStartModule(denoiser, empty, tokenizer.eos_token_id, **steps)
+    loader = random_batches((captions, named), cfg.text.batch_size, cfg.seed)
+    fit_steps(start, loader, cfg.text.steps, work / "text", cfg.trainer)
+    start_text(denoiser)
+    steps = {"lr": cfg.captioned.lr, "total_steps": cfg.captioned.steps}
+    module = CaptionModule(denoiser, build_scheduler(), empty, captions, named, **steps)
+    title = torch.arange(len(captions)).repeat_interleave(scenes.per_drawing)
+    loader = random_batches((latents, embeds, title), cfg.captioned.batch_size, cfg.seed)
+    fit_steps(module, loader, cfg.captioned.steps, work / "captioned", cfg.trainer, average=True)
+
+
 def make_visual_tokens(scenes: Scenes, with_quarters: int, folder: Path) -> np.ndarray:
     """Compute the visual tokens of the training scenes once, (n, 5, 1280) float16, memory-mapped.
 

@@ -101,49 +101,89 @@ def test_words_reach_the_picture_and_dropping_takes_all_away(denoiser, tokenizer
         assert torch.equal(denoiser.encode_text(ids)[0], prompt[0])  # the noise is gone again
 
 
-def test_a_training_step_reaches_every_weight_but_the_words(denoiser, tokenizer):
+def caption_module(denoiser, tokenizer, **options):
     from eegrecon.models.generators.pocket_sdxl import build_scheduler
-    from eegrecon.modules.pocket import DenoiserModule
+    from eegrecon.modules.pocket import CaptionModule
 
-    module = DenoiserModule(denoiser, build_scheduler(), tokenize(tokenizer, [""]), lr=1e-3, total_steps=1)
+    captions = torch.stack(
+        [tokenize(tokenizer, [TEMPLATE.format(title), title]) for title in ("red boat", "wheel", "boats")]
+    )
+    named = torch.arange(3.0)[:, None].expand(-1, 12) * 10 + 10
+    empty = tokenize(tokenizer, [""])
+    module = CaptionModule(denoiser, build_scheduler(), empty, captions, named, lr=1e-3, total_steps=1, **options)
     module.report = lambda terms: torch.stack(list(terms.values())).sum()  # no trainer here
-    captions = tokenize(tokenizer, ["red boat", "a picture of red boat"])[None].expand(64, -1, -1)
-    module.training_step((torch.randn(64, 4, 4, 4), torch.randn(64, 12), captions)).backward()
-    still = {name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-    assert still == {"denoiser.text_encoder.text_model.embeddings.token_embedding.weight"}
+    return module
+
+
+def test_captions_train_the_text_side_and_nothing_else(denoiser, tokenizer):
+    module = caption_module(denoiser, tokenizer)
+    rows = (torch.randn(64, 4, 4, 4), torch.randn(64, 12), torch.arange(64) % 3)
+    module.training_step(rows).backward()
+    learning = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum()}
+    text = {name for name in learning if name.startswith("denoiser.text_encoder.")}
+    keys = {name for name in learning if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert text
+    assert len(keys) == 2 * len([name for name in denoiser.unet.attn_processors if "attn2" in name])
+    assert learning == text | keys
+    assert not any("token_embedding" in name for name in learning)
     module.zero_grad()
+    denoiser.unet.requires_grad_(True)
 
 
-def test_what_a_training_row_is_told(tokenizer):
-    """Captions, empty prompts, embeddings and nothing at all come in the shares that were asked for."""
-    from eegrecon.models.generators.pocket_sdxl import build_scheduler
-    from eegrecon.modules.pocket import DenoiserModule
+def test_what_a_row_and_its_teacher_are_told(denoiser, tokenizer):
+    """Captions, empty prompts and embeddings in the shares asked for, and a teacher who knows what is named."""
+    torch.manual_seed(0)
+    n = 20_000
+    module = caption_module(
+        denoiser, tokenizer, empty=0.2, imageless=0.3, other=0.5, pull=0.25, embed_noise=0.8, word_noise=0.0
+    )
+    title = torch.zeros(n, dtype=torch.long)
+    ids, embeds, teacher = module.told(torch.zeros(n, 12), title)
+    named = [(ids[:, None] == module.captions[k]).all(-1).any(-1) for k in range(3)]
+    empty, blind = (ids == module.empty_prompt).all(1), embeds.abs().sum(1) == 0
+    assert empty.float().mean() == pytest.approx(0.2, abs=0.01)
+    assert blind.float().mean() == pytest.approx(0.3, abs=0.01)
+    # half keep their own title, and the other half draw among all three
+    shares = [float(rows.float().mean()) / 0.8 for rows in named]
+    assert shares == pytest.approx([0.5 + 0.5 / 3, 0.5 / 3, 0.5 / 3], abs=0.02)
+    assert (empty | torch.stack(named).any(0)).all()
+    assert embeds[~blind].std(1).mean() == pytest.approx(0.4, abs=0.02)
+    assert torch.equal(teacher[empty], embeds[empty])
+    for k in range(3):
+        assert torch.allclose(teacher[named[k] & blind], module.named[k])
+        both = named[k] & ~blind
+        assert torch.allclose(teacher[both], 0.75 * embeds[both] + 0.25 * module.named[k], atol=1e-4)
+    denoiser.unet.requires_grad_(True)
 
-    class Recorder(torch.nn.Module):
-        def encode_text(self, ids, word_noise):
-            self.ids = ids
-            return ids, ids
 
-        def forward(self, noisy, timesteps, embeds, prompt, drop):
-            self.embeds, self.drop = embeds, drop
-            return noisy
+def test_a_caption_learns_to_do_what_the_named_embedding_does(tokenizer):
+    """Trained, the UNet answers a caption as it answers the embedding, and is unchanged where there is no prompt."""
+    from tests.builders_sdxl import tiny_denoiser
 
     torch.manual_seed(0)
-    n, recorder, empty = 20_000, Recorder(), tokenize(tokenizer, [""])
-    module = DenoiserModule(recorder, build_scheduler(), empty, captioned=0.4, imageless=0.2, captioned_imageless=0.7,
-                            embed_noise=0.1, caption_embed_noise=0.9, lr=1e-3, total_steps=1)  # fmt: skip
-    module.report = lambda terms: torch.stack(list(terms.values())).sum()
-    captions = tokenize(tokenizer, ["red boat", "a picture of red boat"])[None].expand(n, -1, -1)
-    module.training_step((torch.randn(n, 4, 1, 1), torch.zeros(n, 12), captions))
-    told = [(recorder.ids == text).all(1) for text in (captions[0, 0], captions[0, 1], empty[0])]
-    assert [round(float(rows.float().mean()), 1) for rows in told] == [0.2, 0.2, 0.6]
-    captioned, blind = ~told[2], recorder.embeds.abs().sum(1) == 0
-    assert blind[captioned].float().mean() == pytest.approx(0.7, abs=0.02)
-    assert blind[~captioned].float().mean() == pytest.approx(0.2, abs=0.02)
-    assert recorder.drop.float().mean() == pytest.approx(0.1, abs=0.01)
-    noise = recorder.embeds[~blind].std(1)  # the embeddings themselves are zero here
-    assert noise[~captioned[~blind]].mean() == pytest.approx(0.1, abs=0.01)
-    assert noise[captioned[~blind]].mean() == pytest.approx(0.5, abs=0.03)
+    denoiser = tiny_denoiser()
+    table = word_table(tokenizer, WORDS, embed, width=8)
+    denoiser.text_encoder = build_text_encoder(tokenizer, width=8, pooled_dim=4, table=table)
+    module = caption_module(denoiser, tokenizer, empty=0.2, imageless=1.0, word_noise=0.0)
+    module.named.copy_(3 * torch.randn(3, 12))
+    noisy, t, none = torch.randn(3, 4, 4, 4), torch.tensor([900, 700, 500]), torch.zeros(3, 12)
+
+    @torch.no_grad()
+    def error(order):
+        said = denoiser(noisy, t, none, denoiser.encode_text(module.captions[order, 0]))
+        return float((said - denoiser(noisy, t, module.named)).pow(2).mean())
+
+    before, alone, own = denoiser(noisy, t, module.named).detach(), error([0, 1, 2]), [0, 1, 2]
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(150):
+        latents = torch.randn(32, 4, 4, 4)
+        loss = module.training_step((latents, torch.randn(32, 12), torch.arange(32) % 3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert error(own) < 0.5 * alone
+    assert error(own) < 0.5 * error([1, 2, 0])
+    assert torch.equal(before, denoiser(noisy, t, module.named).detach())
 
 
 def test_the_tower_learns_to_speak_like_the_adapter_and_is_then_read_like_it(tokenizer):
