@@ -1,14 +1,16 @@
 """What each part of the chain adds to the pictures: rows of compositions over seeds, with paired differences.
 
-    python benchmarks/pathways.py ROWS.yaml --out DIR [--only NAME ...] [--table]
+    python benchmarks/pathways.py ROWS.yaml --out DIR [--part val] [--only NAME ...] [--table]
 
-ROWS.yaml names an experiment, a subject, seeds, a template of the runs whose `encoder/` (and `low_level/`,
-`semantic/`) are shared, the row that others are compared with, and the rows: overrides of train-prior and of
-reconstruct. A row without `prior` shares the prior of the row `reference`. Every stage is left alone where it is up to
-date, so a killed benchmark goes on. DIR gets a run for each row and seed, `table.md` and `grid.png`.
+ROWS.yaml names an experiment, a subject, seeds, a template of the runs whose `encoder/` (and `low_level/`) are shared,
+the row that others are compared with, and the rows: overrides of train-prior and of reconstruct. A row without `prior`
+shares the prior of the row `reference`. Every stage is left alone where it is up to date, so a killed benchmark goes
+on. DIR gets a run for each row and seed, `table-PART.md` and `grid-PART.png`. Settings are chosen with `--part val`:
+pictures of held-out training concepts, without the test set.
 
 Scores are means over seeds; their interval, and that of the difference to the reference, is a bootstrap over pictures
 of the means over seeds (one subject: it says nothing of others). Ceiling and shuffled are the row's own controls.
+`captions` says in how many of 100 pictures a caption's nearest name among those of all pictures is the right one.
 """
 
 import argparse
@@ -30,11 +32,11 @@ from eegrecon.config import parse_yaml
 from eegrecon.data import ImageSet
 from eegrecon.metrics.functional.intervals import crossed_bootstrap
 
-SHARED = ("encoder", "low_level", "semantic")
+SHARED = ("encoder", "low_level")
 SHOWN = 16
 
 
-def run_row(plan: Mapping[str, Any], row: str, seed: int, out: Path) -> None:
+def run_row(plan: Mapping[str, Any], row: str, seed: int, out: Path, part: str) -> None:
     """Make the run of a row and seed, as far as it is not there."""
     run, words = out / row / f"seed-{seed}", plan["rows"][row] or {}
     run.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def run_row(plan: Mapping[str, Any], row: str, seed: int, out: Path) -> None:
         call(["train-prior", *shared, *words.get("prior", []), "trainer.enable_progress_bar=false"])
     elif not (run / "prior").exists():
         (run / "prior").symlink_to((out / plan["reference"] / f"seed-{seed}" / "prior").resolve())
-    call(["reconstruct", *shared, *words.get("reconstruct", []), "trainer.enable_progress_bar=false"])
+    call(["reconstruct", *shared, *words.get("reconstruct", []), f"part={part}", "trainer.enable_progress_bar=false"])
 
 
 def call(words: Sequence[str]) -> None:
@@ -64,22 +66,29 @@ def scores_of(folder: Path) -> dict[str, Tensor]:
     return {name: torch.tensor([float(row[name]) for row in rows], dtype=torch.float64) for name in names}
 
 
-def table(plan: Mapping[str, Any], rows: Sequence[str], out: Path) -> str:
+def folders_of(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) -> dict[str, list[Path]]:
+    """Row to its finished directories, one a seed, of the rows that have all."""
+    name = "reconstruct" if part == "test" else f"reconstruct-{part}"
+    found = {row: [out / row / f"seed-{seed}" / name for seed in plan["seeds"]] for row in rows}
+    return {row: folders for row, folders in found.items() if all((f / "scores.csv").is_file() for f in folders)}
+
+
+def table(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) -> str:
     """The rows as Markdown: score [95 %] (difference to the reference [95 %]), ceiling and shuffled beside it."""
-    found = {row: [out / row / f"seed-{seed}" / "reconstruct" for seed in plan["seeds"]] for row in rows}
-    found = {row: folders for row, folders in found.items() if all((f / "scores.csv").is_file() for f in folders)}
+    found = folders_of(plan, rows, out, part)
     means = {row: mean_scores(folders) for row, folders in found.items()}
     reference = means.get(plan["reference"])
     names = plan["metrics"]
-    lines = ["| row | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    lines = ["| row | " + " | ".join([*names, "captions"]) + " |", "| --- |" + " --- |" * (len(names) + 1)]
     for row, scores in means.items():
         cells = []
         for name in names:
             cell = interval(scores[name])
             if reference is not None and row != plan["reference"]:
                 cell += f"; difference {interval(scores[name] - reference[name], signed=True)}"
-            controls = [control(found[row], f"test/{name}_{end}") for end in ("ceiling", "shuffled")]
-            cells.append(f"{cell}; ceiling {controls[0]}, shuffled {controls[1]}")
+            cells.append(cell + controls(found[row], f"{part}/{name}"))
+        caption = f"{part}/caption_top1_{len(next(iter(scores.values())))}way"
+        cells.append(control(found[row], caption) + controls(found[row], caption))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -97,16 +106,22 @@ def interval(scores: Tensor, signed: bool = False) -> str:
     return f"{float(scores.mean()):{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
+def controls(folders: Sequence[Path], name: str) -> str:
+    """Ceiling and shuffled of a score."""
+    return "".join(f"; {end} {control(folders, f'{name}_{end}')}" for end in ("ceiling", "shuffled"))
+
+
 def control(folders: Sequence[Path], name: str) -> str:
     """A control's mean over seeds."""
     values = [json.loads((f / "metrics.json").read_text(encoding="utf-8"))["metrics"].get(name) for f in folders]
     return "–" if None in values else f"{sum(value['value'] for value in values) / len(values):.3f}"
 
 
-def draw(plan: Mapping[str, Any], rows: Sequence[str], out: Path) -> None:
-    """The same test pictures in every row, first seed, chosen at even distances."""
-    folders = {row: out / row / f"seed-{plan['seeds'][0]}" / "reconstruct" for row in rows}
-    folders = {row: folder for row, folder in folders.items() if (folder / "scores.csv").is_file()}
+def draw(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) -> None:
+    """The same pictures in every row, first seed, chosen at even distances."""
+    folders = {row: found[0] for row, found in folders_of(plan, rows, out, part).items()}
+    if not folders:
+        return
     first = list(csv.DictReader((next(iter(folders.values())) / "scores.csv").read_text().splitlines()))
     chosen = [first[round(at)] for at in torch.linspace(0, len(first) - 1, min(SHOWN, len(first))).tolist()]
     ids, images = [row["image_id"] for row in chosen], ImageSet.from_root(Path("data") / plan["set"])
@@ -114,7 +129,8 @@ def draw(plan: Mapping[str, Any], rows: Sequence[str], out: Path) -> None:
     for row, folder in folders.items():
         shown[row] = [Image.open(folder / "pictures" / picture_file(image_id)) for image_id in ids]
     captions = [images.concept_of(int(row["image_index"])).replace("_", " ") for row in chosen]
-    save_picture(picture_grid(shown, captions, columns=8, cell=96, title="one row a composition"), out / "grid.png")
+    grid = picture_grid(shown, captions, columns=8, cell=96, title="one row a composition")
+    save_picture(grid, out / f"grid-{part}.png")
 
 
 def main() -> None:
@@ -122,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=("test", "val"), default="test")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--table", action="store_true", help="make the table of what is there, and nothing else")
     options = parser.parse_args()
@@ -130,10 +147,10 @@ def main() -> None:
     if not options.table:
         for seed in plan["seeds"]:
             for row in rows:
-                run_row(plan, row, seed, options.out)
-    text = table(plan, rows, options.out)
-    (options.out / "table.md").write_text(text, encoding="utf-8")
-    draw(plan, rows, options.out)
+                run_row(plan, row, seed, options.out, options.part)
+    text = table(plan, rows, options.out, options.part)
+    (options.out / f"table-{options.part}.md").write_text(text, encoding="utf-8")
+    draw(plan, rows, options.out, options.part)
     print(text)
 
 

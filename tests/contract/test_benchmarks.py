@@ -1,0 +1,50 @@
+"""The lists of runs in benchmarks/ are configs that load, and the tables made of them say what the files say."""
+
+import csv
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from eegrecon.config import load, parse_yaml
+
+ROOT = Path(__file__).parents[2] / "benchmarks"
+LISTS = sorted(ROOT.glob("*.yaml"))
+
+
+def test_all_of_them_are_found():
+    assert [path.name for path in LISTS] == ["pathways.yaml", "pathways_val.yaml"]
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.name)
+def test_every_row_is_a_config(path):
+    plan = parse_yaml(path.read_text(encoding="utf-8"))
+    assert plan["reference"] in plan["rows"]
+    for row, words in plan["rows"].items():
+        assert set(words) <= {"prior", "reconstruct"}, row
+        load("train-prior", plan["experiment"], None, words.get("prior", []))
+        load("reconstruct", plan["experiment"], None, words.get("reconstruct", []))
+
+
+def test_the_table_by_hand(tmp_path):
+    table = runpy.run_path(str(ROOT / "pathways.py"))["table"]
+    plan = {"seeds": [0, 1], "reference": "prior", "metrics": ["pixcorr"]}
+    scores = {"prior": ([0.1, 0.3], [0.3, 0.5]), "both": ([0.2, 0.6], [0.2, 0.6]), "unfinished": ([0.0, 0.0],)}
+    for row, seeds in scores.items():
+        for seed, values in enumerate(seeds):
+            folder = tmp_path / row / f"seed-{seed}" / "reconstruct"
+            folder.mkdir(parents=True)
+            with (folder / "scores.csv").open("w", newline="") as file:
+                csv.writer(file).writerows(
+                    [["image_index", "image_id", "pixcorr"], [0, "a", values[0]], [1, "b", values[1]]]
+                )
+            metrics = {"test/pixcorr_ceiling": {"value": 0.5 + seed}, "test/caption_top1_2way": {"value": 0.25}}
+            (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+    lines = table(plan, list(scores), tmp_path, "test").splitlines()
+    assert len(lines) == 4  # two of head, two rows: what is not finished is left out
+    assert lines[2].startswith("| prior | 0.300 [")
+    assert "; ceiling 1.000; shuffled –" in lines[2]
+    assert lines[2].endswith("| 0.250; ceiling –; shuffled – |")
+    assert "| 0.400 [" in lines[3]
+    assert "difference +0.100 [" in lines[3]
