@@ -166,7 +166,7 @@ class TextStartModule(_Steps):
         denoiser: Any,
         empty_prompt: torch.Tensor,
         end: int,
-        word_noise: float = 0.4,
+        word_noise: float = 0.3,
         empty: float = 0.03,
         **steps: Any,
     ) -> None:
@@ -205,8 +205,9 @@ class CaptionModule(_Steps):
 
     The pictures of one title differ in more than its words can say, so a denoising loss hardly notices a caption
     (experiments/LOG.md, 2026-11-23). Here the trained UNet itself is the teacher, given the embedding that a caption
-    stands for, and the same UNet given the caption learns to answer alike: by its text attention's keys and values and
-    by the text tower. Nothing else is trained, so without a prompt the generator stays what it was, to the bit.
+    stands for, and the same UNet given the caption learns to answer alike: by its text attention's keys and values, the
+    pooled prompt's way into the time embedding, and the text tower. Nothing else is trained, so without a prompt (zeros)
+    the generator stays what it was, to the bit.
 
     What a row is told, and what its teacher is told: the empty prompt beside an image embedding (teacher: the embedding
     alone), or a caption alone (teacher: the mean embedding of what it names), or a caption beside a noisy embedding
@@ -245,6 +246,9 @@ class CaptionModule(_Steps):
         denoiser.unet.requires_grad_(False)
         for name, weight in denoiser.unet.named_parameters():
             weight.requires_grad_(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
+        pooled = denoiser.unet.add_embedding.linear_1.weight.requires_grad_(True)
+        columns = torch.arange(pooled.shape[1]) < denoiser.text_encoder.config.projection_dim
+        pooled.register_hook(lambda grad: grad * columns.to(grad))  # the other columns read sizes, not words
         self.denoiser, self.scheduler = denoiser, scheduler
         for name, value in (("empty_prompt", empty_prompt), ("captions", captions), ("named", named)):
             self.register_buffer(name, value, persistent=False)

@@ -36,10 +36,13 @@ def build_text(titles: list[str], clip: Any, extra_words: int) -> tuple[Any, Any
     _, _, tokenizer = build_pocket_clip()
 
     def embed(texts: Any) -> torch.Tensor:
-        with torch.inference_mode():
-            return torch.cat(
-                [clip.encode_text(tokenizer(list(texts[at : at + 256]))) for at in range(0, len(texts), 256)]
-            )
+        rows = []
+        for at in range(0, len(texts), 256):
+            ids = tokenizer(list(texts[at : at + 256]))
+            used = (ids != clip.text.config.pad_token_id).any(0)  # padding changes nothing and is most of the work
+            with torch.inference_mode():
+                rows.append(clip.encode_text(ids[:, used]))
+        return torch.cat(rows)
 
     words = caption_words(titles, embed, candidate_words(), extra_words)
     own = build_tokenizer(words)

@@ -7,15 +7,16 @@ How to train it (the `pocket-weights` stage does; every line matters, see facts/
     set_scaling_factor(vae, 1.0 / latents_mean.std())   #    after training: 1 / std of the means over training pictures
     latents = posterior.mode() * vae.config.scaling_factor          # (b, 4, 16, 16), about unit variance
 
-    text = build_text_encoder(tokenizer, table=words)   # 2. UNet + IP-Adapter + text tower (pocket_text.py), together
+    text = build_text_encoder(tokenizer, table=words)   # 2. UNet + IP-Adapter; the tower (pocket_text.py) waits
     denoiser = PocketDenoiser(build_unet(), dim=256, text_encoder=text)
     scheduler = build_scheduler()                       #    v-prediction, zero-terminal-SNR, trailing
     noisy = scheduler.add_noise(latents, noise, timesteps)          # timesteps (b,) long in 0..999
-    prompt = denoiser.encode_text(tokenize(tokenizer, captions))
-    v = denoiser(noisy, timesteps, image_embeds, prompt, drop=torch.rand(b) < 0.1)
+    v = denoiser(noisy, timesteps, image_embeds, drop=torch.rand(b) < 0.1)
     loss = mse(v, scheduler.get_velocity(latents, noise, timesteps))
 
-    save_pocket_sdxl(directory, denoiser, vae, tokenizer=tokenizer)     # 3. fp16, loads with SDXLGenerator
+    TextStartModule, start_text, CaptionModule          # 3. the text side, taught by the above (modules/pocket.py)
+
+    save_pocket_sdxl(directory, denoiser, vae, tokenizer=tokenizer)     # 4. fp16, loads with SDXLGenerator
 
 `image_embeds` go in as the generator will get them (pocket CLIP: zero mean, about unit variance per dimension, not
 L2-normalised). Dropped rows become zero embeddings and zero prompts, which is what diffusers' pipeline uses as the

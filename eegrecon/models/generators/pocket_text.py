@@ -108,7 +108,7 @@ def word_table(
 
 
 def build_text_encoder(
-    tokenizer: CLIPTokenizer, width: int = 64, pooled_dim: int = 64, layers: int = 2, table: torch.Tensor | None = None
+    tokenizer: CLIPTokenizer, width: int = 64, pooled_dim: int = 64, layers: int = 4, table: torch.Tensor | None = None
 ) -> CLIPTextModelWithProjection:
     """Build the text tower: `CLIPTextModelWithProjection` as SDXL's second, small.
 

@@ -124,7 +124,11 @@ def test_captions_train_the_text_side_and_nothing_else(denoiser, tokenizer):
     keys = {name for name in learning if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
     assert text
     assert len(keys) == 2 * len([name for name in denoiser.unet.attn_processors if "attn2" in name])
-    assert learning == text | keys
+    pooled = "denoiser.unet.add_embedding.linear_1.weight"
+    assert learning == text | keys | {pooled}
+    gradient = denoiser.unet.add_embedding.linear_1.weight.grad
+    assert gradient[:, :4].abs().sum() > 0  # the pooled prompt's columns
+    assert gradient[:, 4:].abs().sum() == 0  # those of the sizes
     assert not any("token_embedding" in name for name in learning)
     module.zero_grad()
     denoiser.unet.requires_grad_(True)
