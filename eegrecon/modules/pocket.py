@@ -206,7 +206,7 @@ class CaptionModule(_Steps):
     The pictures of one title differ in more than its words can say, so a denoising loss hardly notices a caption
     (experiments/LOG.md, 2026-11-23). Here the trained UNet itself is the teacher, given the embedding that a caption
     stands for, and the same UNet given the caption learns to answer alike: by its text attention's keys and values, the
-    pooled prompt's way into the time embedding, and the text tower. Nothing else is trained, so without a prompt (zeros)
+    pooled prompt's way into the time embedding, and the text tower. Nothing else is trained, so with zeros for a prompt
     the generator stays what it was, to the bit.
 
     What a row is told, and what its teacher is told: the empty prompt beside an image embedding (teacher: the embedding
