@@ -1,4 +1,4 @@
-"""Every recipe under `experiments/things_*`, as it ships, from targets to test numbers.
+"""Every recipe of an encoder under `experiments/things_*`, as it ships, from targets to test numbers.
 
 Each runs its own four YAMLs on a look-alike with the set's real channels, samples and file layout, and with targets of
 the real names, kinds and sizes but random values. What is asked of a recipe is read from its config, so a new folder is
@@ -31,8 +31,10 @@ from eegrecon.stages.encoder_build import target_names, targets_of
 from eegrecon.stages.target_plan import Plan, plans
 
 pytestmark = pytest.mark.usefixtures("clean_rank")
-RECIPES = sorted(path.relative_to(config.experiments_root()).as_posix()
-                 for path in config.experiments_root().glob("things_*/*/"))  # fmt: skip
+# Those that are scored as encoders. The rest differ from one of these only after the encoder, as test_experiments.py
+# asserts, and run in test_things_pictures.py.
+RECIPES = sorted(path.parent.relative_to(config.experiments_root()).as_posix()
+                 for path in config.experiments_root().glob("things_*/*/evaluate.yaml"))  # fmt: skip
 VERBS = ("prepare-data", "extract-targets", "train-encoder", "evaluate")
 # (model, weights, kind, what else decides the size) to the real shape of one target. No weights are loaded here.
 SHAPES = {
