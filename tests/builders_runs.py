@@ -119,12 +119,12 @@ def build_chain(home: Path, n_test: int = 6) -> Path:
     return run
 
 
-def chain_config(home: Path, *overrides: str) -> Any:
-    """What `reconstruct` is told for the run of `build_chain`."""
+def chain_config(home: Path, *overrides: str, exp: str = "pocket") -> Any:
+    """What `reconstruct` is told for the run of `build_chain`; `exp` must have the same encoder and prior as pocket."""
     generator = f"{{base: {home / 'sdxl'}, num_inference_steps: 2, guidance_scale: 2.0, size: 16}}"
     words = [f"data.root={home / 'data'}", "data.split.val_concepts=2", f"generator.args={generator}", "batch_size=4"]
     words += ["sample.num_inference_steps=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-    file = Path(__file__).resolve().parents[1] / "experiments" / "pocket" / "reconstruct.yaml"
+    file = Path(__file__).resolve().parents[1] / "experiments" / exp / "reconstruct.yaml"
     return load("reconstruct", file=file, overrides=[*words, *overrides])
 
 

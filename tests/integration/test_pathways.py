@@ -14,7 +14,7 @@ import eegrecon
 from eegrecon import EEGToImagePipeline
 from eegrecon.analysis.captions import caption_ranks
 from eegrecon.artifacts import load_embeds, new_manifest, read_manifest, write_manifest
-from eegrecon.config import load
+from eegrecon.config import ExtractTargetsConfig, SetConfig, load, to_dict
 from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, target_dir
 from eegrecon.data.layout import projector_dir
 from eegrecon.errors import ArtifactError, ConfigError
@@ -23,7 +23,7 @@ from eegrecon.models.captioners import git
 from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.pathways.low_level import predicted_latents
-from eegrecon.stages import evaluate, reconstruct, train_low_level
+from eegrecon.stages import evaluate, extract_targets, reconstruct, train_low_level, train_projector
 from tests.builders import write_store_manifest
 from tests.builders_runs import build_chain, chain_config
 from tests.builders_sdxl_published import tiny_published
@@ -63,11 +63,18 @@ def small_networks():
 
 
 @pytest.fixture(scope="module")
-def words(home):
-    """Overrides of a semantic pathway: a generator that reads, a projector, and a captioner that spells its tokens."""
-    tiny_published(home / "reads" / "sdxl", "base", dim=256)
+def reader(home):
+    """Arguments of a generator that could read captions, of the same autoencoder as the one that cannot."""
+    folder = tiny_published(home / "reads" / "sdxl", "base", dim=256)
+    shutil.copytree(home / "sdxl" / "vae", folder / "vae", dirs_exist_ok=True)
     adapter = home / "reads" / "sdxl_models" / "ip-adapter_sdxl.safetensors"
     (adapter.parent / "conditioning.json").write_text(json.dumps({"model": "pocket_clip", "weights_tag": "tiny"}))
+    return f"base: {folder}, ip_adapter: {adapter}, guidance_scale: 2.0, size: 16"
+
+
+@pytest.fixture(scope="module")
+def words(home, reader):
+    """Overrides of a semantic pathway: a generator that reads, a projector, and a captioner that spells its tokens."""
     store = TargetStore(target_dir(home / "data" / "pocket", "clip-pocket"))
     torch.manual_seed(0)
     folder = projector_dir(home / "data" / "pocket", "tiny")
@@ -78,8 +85,7 @@ def words(home):
     manifest = new_manifest("train-projector", command="t", config_hash="0", seed=0, interface=interface, data={})
     manifest.outputs = {"model.safetensors": {}}
     write_manifest(folder, manifest)
-    args = f"base: {home / 'reads' / 'sdxl'}, ip_adapter: {adapter}, captions: true"
-    args += ", num_inference_steps: 2, guidance_scale: 2.0, size: 16"
+    args = f"{reader}, captions: true, num_inference_steps: 2"
     return (f"generator.args={{{args}}}", "pathways.semantic.source=captions", "pathways.semantic.projector=tiny")
 
 
@@ -93,12 +99,13 @@ class Spelling(torch.nn.Module):
         return [" ".join("ab"[int(value > 0)] for value in row.flatten().tolist()) for row in features]
 
 
-def go(home, directory, *overrides):
+def go(home, directory, *overrides, exp="pocket"):
     """Reconstruct in a run of its own that has the same encoder, prior and low-level network."""
     directory.mkdir()
     for stage in ("encoder", "prior", "low_level"):
         (directory / stage).symlink_to(home / "run" / stage)
-    manifest = reconstruct.run(chain_config(home, *overrides), directory=directory / "reconstruct", command="test")
+    cfg = chain_config(home, *overrides, exp=exp)
+    manifest = reconstruct.run(cfg, directory=directory / "reconstruct", command="test")
     return directory / "reconstruct", manifest
 
 
@@ -222,6 +229,46 @@ def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeyp
         found = np.stack([np.asarray(one, dtype=int) for row in output.images for one in row])
         assert np.abs(found - pixels(reads)).max() <= 1
     assert (tmp_path / "saved" / "projector" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def projector(home):
+    """Visual tokens and the projector by the YAMLs of an experiment with captions, for the captioner that ships."""
+    root = home / "data" / "pocket"
+    spec = load("extract-targets", "pocket_pathways").targets["git-pocket"]
+    cfg = ExtractTargetsConfig(data=SetConfig(root.name, str(root.parent)), targets={"git-pocket": spec})
+    extract_targets.run(cfg, directory=root, command="test")
+    words = [f"data.root={root.parent}", "data.split.val_concepts=2", "batch_size=8", "trainer.max_epochs=2"]
+    words += ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    return train_projector.run(load("train-projector", "pocket_pathways", None, words), directory=root, command="test")
+
+
+@pytest.fixture(scope="module")
+def plain(home, small_networks, reader, tmp_path_factory):
+    """Overrides of a generator of four steps, and its pictures by the prior alone."""
+    words = [f"generator.args={{{reader}, num_inference_steps: 4}}"]
+    return words, pixels(go(home, tmp_path_factory.mktemp("plain") / "run", *words)[0])
+
+
+@pytest.mark.parametrize("exp", ["pocket_low_level", "pocket_semantic", "pocket_pathways"])
+def test_a_shipped_composition_differs_from_the_prior_alone(home, plain, projector, tmp_path, exp):
+    words, by_prior = plain
+    shipped = load("reconstruct", exp)
+    starts, reads = shipped.pathways.low_level == "low_level", shipped.pathways.semantic.source == "captions"
+    assert starts or reads
+    out, manifest = go(home, tmp_path / "own", *words, *LOW_LEVEL[1:] * starts, exp=exp)
+    assert np.abs(pixels(out) - by_prior).max() > 5
+    assert [name in manifest.inputs for name in ("low_level", "projector")] == [starts, reads]
+    protocol = json.loads((out / "metrics.json").read_text())["protocol"]
+    assert protocol["pathways"] == to_dict(shipped.pathways)
+    for name in ("strength", "prompt_strength", "captions"):
+        assert protocol["generator"]["args"].get(name) == shipped.generator.args.get(name)
+    assert (out / "captions.json").exists() == reads
+    if reads:
+        said = json.loads((out / "captions.json").read_text())
+        assert all(
+            text.startswith("a picture of") for row in said.values() for text in (*row["decoded"], *row["ceiling"])
+        )
 
 
 @pytest.mark.parametrize(
