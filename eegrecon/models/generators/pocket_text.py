@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,24 +57,68 @@ def build_tokenizer(words: Iterable[str], max_tokens: int = MAX_TOKENS) -> CLIPT
         words: Lower-case words; anything else is spelled out in pieces of them, down to single bytes.
         max_tokens: Longest sequence, begin and end included (`model_max_length`).
     """
-    import json
-
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10**6, min_frequency=1, end_of_word_suffix=END_OF_WORD, initial_alphabet=bytes_, show_progress=False
-    )
-    bpe.train_from_iterator(sorted(set(words)), trainer)  # merges on until every word is one token
-    learned = json.loads(bpe.to_str())["model"]
-    tokens = bytes_ + [byte + END_OF_WORD for byte in bytes_]
-    tokens += [token for token in sorted(learned["vocab"], key=learned["vocab"].get) if token not in set(tokens)]
-    vocab = {token: number for number, token in enumerate([*tokens, BEGIN, END])}
-    merges = [tuple(merge) for merge in learned["merges"]]
+    merges = learn_merges(words)
+    tokens = bytes_ + [byte + END_OF_WORD for byte in bytes_] + [first + second for first, second in merges]
+    vocab = {token: number for number, token in enumerate([*dict.fromkeys(tokens), BEGIN, END])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first, until every word is one symbol (Sennrich et al. 2016, Algorithm 1).
+
+    `tokenizers` learns them as well, but breaks ties by the order of a hash map: another vocabulary in every process,
+    and a tower that was trained with one cannot go on with another.
+
+    Args:
+        words: ASCII words; each counts once.
+
+    Returns:
+        Pairs in the order in which they are merged; of equally frequent ones the first in the alphabet.
+
+    >>> learn_merges(["ab", "abc"])
+    [('a', 'b'), ('a', 'b</w>'), ('ab', 'c</w>')]
+    """
+    import heapq
+    from collections import defaultdict
+
+    spelled = [[*word[:-1], word[-1] + END_OF_WORD] for word in sorted(set(words))]
+    where: dict[tuple[str, str], set[int]] = defaultdict(set)  # the words that hold a pair, at least once
+    for number, symbols in enumerate(spelled):
+        for pair in pairwise(symbols):
+            where[pair].add(number)
+    heap = [(-len(numbers), pair) for pair, numbers in where.items()]
+    heapq.heapify(heap)
+    merges: list[tuple[str, str]] = []
+    while heap:
+        count, pair = heapq.heappop(heap)
+        now = len(where[pair])
+        if now != -count:  # it was counted before some of its words were merged otherwise
+            if now:
+                heapq.heappush(heap, (-now, pair))
+            continue
+        merges.append(pair)
+        changed = set()
+        for number in sorted(where[pair]):
+            symbols = spelled[number]
+            merged: list[str] = []
+            for symbol in symbols:
+                if merged and (merged[-1], symbol) == pair:
+                    merged[-1] += symbol
+                else:
+                    merged.append(symbol)
+            for old in set(pairwise(symbols)):
+                where[old].discard(number)
+            for new in set(pairwise(merged)):
+                where[new].add(number)
+                changed.add(new)
+            spelled[number] = merged
+        for new in sorted(changed):
+            heapq.heappush(heap, (-len(where[new]), new))
+    return merges
 
 
 def word_table(

@@ -9,6 +9,7 @@ from eegrecon.models.generators.pocket_text import (
     build_text_encoder,
     build_tokenizer,
     caption_words,
+    learn_merges,
     tokenize,
     word_table,
 )
@@ -44,6 +45,12 @@ def test_every_word_is_one_token_and_anything_can_be_written(tokenizer):
     begin, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     assert ids[0].tolist() == [begin] + [end] * 15
     assert ids[1, -1] == end  # truncated, and still ended
+
+
+def test_the_vocabulary_does_not_depend_on_the_process(tokenizer):
+    assert build_tokenizer(reversed(WORDS)).get_vocab() == tokenizer.get_vocab()
+    # ties go by the alphabet, which the order of a hash map would not
+    assert learn_merges(["wo", "ab", "boa"]) == [("a", "b</w>"), ("b", "o"), ("bo", "a</w>"), ("w", "o</w>")]
 
 
 def test_words_start_where_they_mean_something_and_stay_there(tokenizer):
