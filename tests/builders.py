@@ -15,6 +15,7 @@ from eegrecon.artifacts import new_manifest, write_manifest
 from eegrecon.data import (
     THINGS_EEG2_CHANNELS,
     ImageSet,
+    TargetStore,
     TargetStoreWriter,
     TrialStoreWriter,
     build_images_json,
@@ -141,6 +142,31 @@ def _write_trials(
             session = np.tile(np.arange(shape[1]), (shape[0], 1))
             writer.append(partition, eeg, index, session)
     write_store_manifest(path, "prepare-data", seed)
+
+
+def write_tokens(set_root: Path, n_tokens: int = 5, width: int = 16) -> None:
+    """One more store, `git-tiny`: a captioner's visual tokens, a fixed function of the image embedding."""
+    images = ImageSet.from_root(set_root)
+    embeds = TargetStore(target_dir(set_root, "clip-pocket"), images).rows(np.arange(len(images)))
+    each = embeds @ np.random.default_rng(0).normal(size=(embeds.shape[1], width)) / 16
+    tokens = np.repeat(each[:, None], n_tokens, axis=1)
+    header = {
+        "kind": "layer",
+        "model": "git_tiny",
+        "weights_tag": "t",
+        "weights_sha256": "",
+        "layer": "last",
+        "transform": None,
+        "scaling_factor": None,
+        "blur": None,
+        "prompt": None,
+    }
+    path = target_dir(set_root, "git-tiny")
+    writer = TargetStoreWriter(path, images, header, (n_tokens, width), "float16")
+    for partition, index in (("train", images.train_index), ("test", images.test_index)):
+        writer.append(partition, tokens[index])
+    writer.close()
+    write_store_manifest(path, "extract-targets", 0)
 
 
 def write_store_manifest(path: Path, stage: str, seed: int) -> None:

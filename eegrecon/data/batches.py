@@ -34,6 +34,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         seed: The run's seed.
         epoch: The first epoch; the trainer moves it on through `set_epoch`.
         count_on: Number the rows of epoch e from e · n on, for a data set whose rows differ between epochs.
+        key: What the config calls the batch, for messages.
 
     Raises:
         ConfigError: The batch cannot be shared equally, or there are too few rows for one batch.
@@ -48,15 +49,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         epoch: int = 0,
         count_on: bool = False,
+        key: str = "loader.batch_size",
     ) -> None:
         if global_batch % world_size:
             raise ConfigError(
-                f"loader.batch_size {global_batch} is the batch of all {world_size} processes together and must be a "
+                f"{key} {global_batch} is the batch of all {world_size} processes together and must be a "
                 f"multiple of {world_size}: choose another batch size or number of devices."
             )
         if n < global_batch:
             raise ConfigError(
-                f"loader.batch_size is {global_batch}, but there are only {n} training rows, and an incomplete batch "
+                f"{key} is {global_batch}, but there are only {n} training rows, and an incomplete batch "
                 "is dropped: choose a smaller batch."
             )
         self.n, self.global_batch, self.rank, self.world_size = n, global_batch, rank, world_size

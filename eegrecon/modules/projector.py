@@ -40,4 +40,5 @@ class ProjectorModule(lightning.LightningModule):
         """Log `val/projector_mse`, over all rows alike whatever the batches."""
         image_embeds, tokens = batch
         loss = mse_loss(self.projector(image_embeds), tokens)
-        self.log("val/projector_mse", loss, prog_bar=True, batch_size=len(tokens))
+        several = self.trainer.world_size > 1
+        self.log("val/projector_mse", loss, prog_bar=True, batch_size=len(tokens), sync_dist=several)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from eegrecon.callbacks.average import MovingAverage
 from eegrecon.callbacks.monitoring import TrainingMonitor
 from eegrecon.callbacks.resume import EpochSeed
 from eegrecon.datamodule import ThingsDataModule
-from eegrecon.stages.trainer import build_trainer, checkpoints
+from eegrecon.stages.trainer import build_trainer, checkpoints, fit_from
 
 
 def training_trainer(stage: str, cfg: Any, directory: Path, scores: lightning.Callback) -> lightning.Trainer:
@@ -56,12 +55,7 @@ def fit(
     Raises:
         KeyboardInterrupt: The user stopped it; `last` is there.
     """
-    with warnings.catch_warnings():
-        # It is our own unfinished run that is there.
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    fit_from(trainer, module, last, datamodule=data)
     trainer.strategy.barrier()
     best, latest = (saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
     chosen = best if cfg.select.epoch == "best" else latest

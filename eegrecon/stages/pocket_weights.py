@@ -166,13 +166,13 @@ def fit_steps(
     """Train for a number of steps, resuming from the part's own checkpoint; ``average`` ends with EMA weights."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-    from eegrecon.stages.trainer import build_trainer
+    from eegrecon.stages.trainer import build_trainer, fit_from
 
     last = folder / "last.ckpt"
     saves = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=250)
     callbacks = [saves, EMAWeightAveraging(decay=0.998)] if average else [saves]
     fitter = build_trainer("pocket-weights", trainer, folder, callbacks, max_steps=steps, max_epochs=-1)
-    fitter.fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    fit_from(fitter, module, last, loader)
 
 
 def train_heads(scenes: Scenes, cfg: PocketWeightsConfig, work: Path, out: Path) -> Any:

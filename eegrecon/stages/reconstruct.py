@@ -60,7 +60,7 @@ from eegrecon.stages.evaluate import (
     write_captions,
     write_scores,
 )
-from eegrecon.stages.trainer import build_trainer, trained_manifest
+from eegrecon.stages.trainer import build_trainer, interruptible, trained_manifest
 from eegrecon.stages.upstream import check_data, check_same_data, check_target, permuted_input, require_one_subject
 
 STAGE = "reconstruct"
@@ -114,7 +114,8 @@ def run(cfg: Any, *, directory: Path, command: str, overwrite: bool = False) -> 
     upstream.data.set_pictures([picture_rows(one, embeds["image_index"], words) for one in inputs])
     size = _pictures_at_once(cfg, generator, trainer, upstream.data)
     module = GeneratorModule(generator, seed=cfg.seed, words=words)
-    with enough_memory(half_of(size, "batch_size={}", "a smaller generator.args.size"), f"a batch of {size} pictures"):
+    advice = half_of(size, "batch_size={}", "a smaller generator.args.size")
+    with interruptible(trainer), enough_memory(advice, f"a batch of {size} pictures"):
         trainer.predict(module, datamodule=upstream.data, return_predictions=False)
     manifest = trained_manifest(
         STAGE,

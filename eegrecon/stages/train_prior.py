@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,19 +66,17 @@ def run(cfg: TrainPriorConfig, *, directory: Path, command: str, overwrite: bool
     import lightning
 
     from eegrecon.stages.prior_build import build_data, build_module, build_trainer, without_training
+    from eegrecon.stages.trainer import fit_from, trained_manifest
 
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg, upstream)
     module = build_module(cfg, data)
     trainer = build_trainer(cfg, directory, data.images.concept_index)
     selection = without_training(module, data)
-    state = open_stage(*claim, overwrite)
+    open_stage(*claim, overwrite)
     if selection is None:
-        last = directory / "checkpoints" / "last.ckpt"
-        _train(module, data, trainer, last if state == "resume" else None)
+        fit_from(trainer, module, directory / "checkpoints" / "last.ckpt", datamodule=data)
     trainer.strategy.barrier()
-    from eegrecon.stages.trainer import trained_manifest  # imports torch: after the checks
-
     manifest = trained_manifest(
         STAGE,
         command,
@@ -103,16 +100,6 @@ def run(cfg: TrainPriorConfig, *, directory: Path, command: str, overwrite: bool
     manifest.metrics = scores
     manifest.wall_seconds = time.monotonic() - started
     return write_manifest(directory, manifest)
-
-
-def _train(module: PriorModule, data: ThingsDataModule, trainer: lightning.Trainer, last: Path | None) -> None:
-    with warnings.catch_warnings():
-        # A resumed run's checkpoints are there on purpose.
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        ckpt_path = None if last is None else str(last)
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def select(cfg: TrainPriorConfig, trainer: lightning.Trainer, module: PriorModule) -> dict[str, Any]:

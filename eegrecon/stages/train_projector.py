@@ -7,7 +7,6 @@ and seed of a set shares it. Held-out concepts are held out here too, and test f
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +148,14 @@ def _fit(
     import lightning
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+    from torch.utils.data import DataLoader, Dataset
 
     from eegrecon.config import OPTIMS
+    from eegrecon.data.batches import GlobalBatchSampler, ShardBatchSampler
     from eegrecon.models.captioners.projector import PixelProjector
     from eegrecon.modules.projector import ProjectorModule
     from eegrecon.registry import resolve
-    from eegrecon.stages.trainer import build_trainer
+    from eegrecon.stages.trainer import build_trainer, fit_from
 
     class Pairs(Dataset[Any]):
         """Batches of rows by their place; tokens stay on disk (16,540 x 257 x 1024 of float16 are 8.7 GB)."""
@@ -170,37 +170,28 @@ def _fit(
             wanted = self.index[places]
             return torch.from_numpy(image.rows(wanted)), torch.from_numpy(tokens.rows(wanted))
 
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    projector = PixelProjector(image.dim, *tokens.shape)
-    module = ProjectorModule(projector, lambda parameters: resolve(OPTIMS, cfg.optim, params=parameters))
-    pairs = {name: Pairs(index) for name, index in rows.items()}
-    order = RandomSampler(pairs["train"], generator=torch.Generator().manual_seed(cfg.seed))
-    loaders = {
-        "train": DataLoader(
-            pairs["train"], batch_size=None, sampler=BatchSampler(order, cfg.batch_size, drop_last=True)
-        ),
-        "val": DataLoader(
-            pairs["val"], batch_size=None, sampler=BatchSampler(SequentialSampler(pairs["val"]), 256, drop_last=False)
-        ),
-    }
     if len(rows["train"]) < cfg.batch_size:
         raise ConfigError(
             f"batch_size is {cfg.batch_size}, but only {len(rows['train'])} pictures train: lower it, or "
             "data.split.val_concepts."
         )
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    projector = PixelProjector(image.dim, *tokens.shape)
+    module = ProjectorModule(projector, lambda parameters: resolve(OPTIMS, cfg.optim, params=parameters))
     saves = ModelCheckpoint(
         home / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    trainer = build_trainer(STAGE, cfg.trainer, home, [saves], num_sanity_val_steps=0)
-    last = home / "checkpoints" / "last.ckpt"
-    with warnings.catch_warnings():
-        # A resumed run's checkpoints are there on purpose.
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        where = str(last) if last.is_file() else None
-        trainer.fit(module, loaders["train"], loaders["val"], ckpt_path=where, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    return trainer, module, score(module, loaders["val"], _mean_tokens(tokens, rows["train"]))
+    trainer = build_trainer(STAGE, cfg.trainer, home, [saves], num_sanity_val_steps=0, use_distributed_sampler=False)
+    place = (trainer.global_rank, trainer.world_size)
+    pairs = {name: Pairs(index) for name, index in rows.items()}
+    samplers = {
+        "train": GlobalBatchSampler(len(rows["train"]), cfg.batch_size, *place, cfg.seed, key="batch_size"),
+        "val": ShardBatchSampler(len(rows["val"]), 256, *place),
+    }
+    loaders = {name: DataLoader(pairs[name], batch_size=None, sampler=sampler) for name, sampler in samplers.items()}
+    fit_from(trainer, module, home / "checkpoints" / "last.ckpt", loaders["train"], loaders["val"])
+    whole = DataLoader(pairs["val"], batch_size=None, sampler=ShardBatchSampler(len(rows["val"]), 256))
+    return trainer, module, score(module, whole, _mean_tokens(tokens, rows["train"]))
 
 
 def _mean_tokens(tokens: TargetStore, index: np.ndarray, at_once: int = 256) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import signal
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,43 @@ def checkpoints(directory: Path, monitor: str, mode: str, every_n_epochs: int = 
         # Not `save_last=True`: that is the last epoch that was a best one, and a restart would repeat the others.
         ModelCheckpoint(folder, filename="last", **shared),
     ]
+
+
+def fit_from(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    last: Path,
+    train: Any = None,
+    val: Any = None,
+    datamodule: lightning.LightningDataModule | None = None,
+) -> None:
+    """`trainer.fit`, continued from the checkpoint `last` if it is there.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; the same command continues.
+    """
+    with warnings.catch_warnings(), interruptible(trainer):
+        # A resumed run's checkpoints are there on purpose.
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        where = str(last) if last.is_file() else None
+        trainer.fit(module, train, val, datamodule, where, weights_only=True)
+
+
+@contextmanager
+def interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Ctrl-C as everywhere else: Lightning would end the process with code 1 and ignore further ones.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the trainer.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from stop
 
 
 def trained_manifest(stage: str, command: str, cfg: Any, trainer: lightning.Trainer, **fields: Any) -> Manifest:

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from eegrecon import load as load_network
-from eegrecon.artifacts import new_manifest, read_manifest, write_manifest
+from eegrecon.artifacts import read_manifest
 from eegrecon.config import load
-from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, target_dir
+from eegrecon.data import ImageSet, TargetStore, target_dir
 from eegrecon.data.layout import projector_dir
 from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.modules.projector import ProjectorModule
 from eegrecon.stages import train_projector
 from eegrecon.stages.target_plan import plans
-from tests.builders import build_tiny_set
+from tests.builders import build_tiny_set, write_tokens
 
 TOKENS, WIDTH = 5, 16
 
@@ -23,19 +24,7 @@ TOKENS, WIDTH = 5, 16
 def root(tmp_path_factory):
     """A tiny set with one more store: tokens that are a fixed function of the image embedding."""
     root = build_tiny_set(tmp_path_factory.mktemp("tiny"), train_concepts=40)
-    images = ImageSet.from_root(root)
-    embeds = TargetStore(target_dir(root, "clip-pocket"), images).rows(np.arange(len(images)))
-    rng = np.random.default_rng(0)
-    tokens = np.repeat((embeds @ rng.normal(size=(256, WIDTH)) / 16)[:, None], TOKENS, axis=1)
-    home = target_dir(root, "git-tiny")
-    header = {"kind": "layer", "model": "git_tiny", "weights_tag": "t", "weights_sha256": "", "layer": "last",
-              "transform": None, "scaling_factor": None, "blur": None, "prompt": None}  # fmt: skip
-    writer = TargetStoreWriter(home, images, header, (TOKENS, WIDTH), "float16")
-    writer.append("train", tokens[images.train_index])
-    writer.append("test", tokens[images.test_index])
-    writer.close()
-    write_manifest(home, new_manifest("extract-targets", command="t", config_hash="0", seed=0, data={}, interface={},
-                                      outputs={"train.npy": {}}))  # fmt: skip
+    write_tokens(root, TOKENS, WIDTH)
     return root
 
 
@@ -100,8 +89,15 @@ def test_test_files_are_never_opened(root, monkeypatch):
 
 def test_an_interrupted_one_continues(root, monkeypatch):
     whole = run(root, "name=whole", "trainer.max_epochs=2")
+    real = ProjectorModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 2:
+            raise KeyboardInterrupt
+        return real(self, batch, batch_idx)
+
     with monkeypatch.context() as patch:
-        patch.setattr(train_projector, "score", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ProjectorModule, "training_step", killed)
         with pytest.raises(KeyboardInterrupt):
             run(root, "name=cut", "trainer.max_epochs=2")
     assert (projector_dir(root, "cut") / "checkpoints" / "last.ckpt").is_file()
