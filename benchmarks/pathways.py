@@ -10,7 +10,8 @@ pictures of held-out training concepts, without the test set.
 
 Scores are means over seeds; their interval, and that of the difference to the reference, is a bootstrap over pictures
 of the means over seeds (one subject: it says nothing of others). Ceiling and shuffled are the row's own controls.
-`captions` says in how many of 100 pictures a caption's nearest name among those of all pictures is the right one.
+`caption_top1` says how often a caption's nearest name among those of all pictures is the right one, `caption_2way` how
+often the right name is nearer than another one.
 """
 
 import argparse
@@ -25,15 +26,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eegrecon.analysis.ranks import load_ranks
 from eegrecon.callbacks.grids import picture_grid, save_picture
 from eegrecon.callbacks.reconstruction import picture_file
 from eegrecon.cli import main as eegrecon
 from eegrecon.config import parse_yaml
 from eegrecon.data import ImageSet
 from eegrecon.metrics.functional.intervals import crossed_bootstrap
+from eegrecon.stages.evaluate import CEILING, PICTURES
 
 SHARED = ("encoder", "low_level")
 SHOWN = 16
+CAPTION = {"caption_top1": 0, "caption_2way": 2}  # ways of retrieval by caption; 0: all pictures' names
 
 
 def run_row(plan: Mapping[str, Any], row: str, seed: int, out: Path, part: str) -> None:
@@ -79,7 +83,7 @@ def table(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) ->
     means = {row: mean_scores(folders) for row, folders in found.items()}
     reference = means.get(plan["reference"])
     names = plan["metrics"]
-    lines = ["| row | " + " | ".join([*names, "captions"]) + " |", "| --- |" + " --- |" * (len(names) + 1)]
+    lines = ["| row | " + " | ".join([*names, *CAPTION]) + " |", "| --- |" + " --- |" * (len(names) + len(CAPTION))]
     for row, scores in means.items():
         cells = []
         for name in names:
@@ -87,10 +91,23 @@ def table(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) ->
             if reference is not None and row != plan["reference"]:
                 cell += f"; difference {interval(scores[name] - reference[name], signed=True)}"
             cells.append(cell + controls(found[row], f"{part}/{name}"))
-        caption = f"{part}/caption_top1_{len(next(iter(scores.values())))}way"
-        cells.append(control(found[row], caption) + controls(found[row], caption))
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row} | " + " | ".join(cells + caption_cells(found[row])) + " |")
     return "\n".join(lines) + "\n"
+
+
+def caption_cells(folders: Sequence[Path]) -> list[str]:
+    """The cells of `CAPTION`: what captions name, and the same of the ceiling's and of captions dealt to others."""
+    if not (folders[0] / "ranks_caption.safetensors").is_file():
+        return ["–"] * len(CAPTION)
+    cells = []
+    for k_way in CAPTION.values():
+        words = []
+        for end in ("", "_ceiling", "_shuffled"):
+            each = [load_ranks(folder / f"ranks_caption{end}.safetensors") for folder in folders]
+            hits = torch.stack([ranks.kway(k_way or ranks.gallery) for ranks in each]).mean(0)
+            words.append(f"{end.removeprefix('_')} {interval(hits)}".strip())
+        cells.append("; ".join(words))
+    return cells
 
 
 def mean_scores(folders: Sequence[Path]) -> dict[str, Tensor]:
@@ -118,7 +135,7 @@ def control(folders: Sequence[Path], name: str) -> str:
 
 
 def draw(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) -> None:
-    """The same pictures in every row, first seed, chosen at even distances."""
+    """The same pictures in every row and from their true embeddings, first seed, chosen at even distances."""
     folders = {row: found[0] for row, found in folders_of(plan, rows, out, part).items()}
     if not folders:
         return
@@ -127,7 +144,10 @@ def draw(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) -> 
     ids, images = [row["image_id"] for row in chosen], ImageSet.from_root(Path("data") / plan["set"])
     shown = {"seen": [images.load(int(row["image_index"])) for row in chosen]}
     for row, folder in folders.items():
-        shown[row] = [Image.open(folder / "pictures" / picture_file(image_id)) for image_id in ids]
+        shown[row] = [Image.open(folder / PICTURES / picture_file(image_id)) for image_id in ids]
+    best = folders.get(plan["reference"])
+    if best is not None:
+        shown["ceiling"] = [Image.open(best / CEILING / picture_file(image_id)) for image_id in ids]
     captions = [images.concept_of(int(row["image_index"])).replace("_", " ") for row in chosen]
     grid = picture_grid(shown, captions, columns=8, cell=96, title="one row a composition")
     save_picture(grid, out / f"grid-{part}.png")

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
+from eegrecon.analysis.ranks import QueryRanks, save_ranks
 from eegrecon.config import load, parse_yaml
 
 ROOT = Path(__file__).parents[2] / "benchmarks"
@@ -39,12 +42,19 @@ def test_the_table_by_hand(tmp_path):
                 csv.writer(file).writerows(
                     [["image_index", "image_id", "pixcorr"], [0, "a", values[0]], [1, "b", values[1]]]
                 )
-            metrics = {"test/pixcorr_ceiling": {"value": 0.5 + seed}, "test/caption_top1_2way": {"value": 0.25}}
+            metrics = {"test/pixcorr_ceiling": {"value": 0.5 + seed}}
             (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+            if row == "both":  # of two names the right one is first for one picture, and for both of the true ones
+                for end, better in (("", [0, 1]), ("_ceiling", [0, 0]), ("_shuffled", [1, 1])):
+                    image, subject = torch.arange(2), torch.ones(2, dtype=torch.int64)
+                    ranks = QueryRanks(image, subject, torch.tensor(better), torch.zeros(2, dtype=torch.int64), 2)
+                    save_ranks(folder / f"ranks_caption{end}.safetensors", ranks)
     lines = table(plan, list(scores), tmp_path, "test").splitlines()
     assert len(lines) == 4  # two of head, two rows: what is not finished is left out
     assert lines[2].startswith("| prior | 0.300 [")
     assert "; ceiling 1.000; shuffled –" in lines[2]
-    assert lines[2].endswith("| 0.250; ceiling –; shuffled – |")
+    assert lines[2].endswith("| – | – |")
     assert "| 0.400 [" in lines[3]
     assert "difference +0.100 [" in lines[3]
+    for cell in lines[3].split(" | ")[-2:]:
+        assert re.match(r"0\.500 \[.*\]; ceiling 1\.000 \[.*\]; shuffled 0\.000 \[", cell)
