@@ -161,9 +161,9 @@ def source_files(choice: Choice) -> dict[str, Path]:
 
         files["weights"] = vae_file(str(args.get("base", "pocket")))
     elif choice.name == "git":
-        from eegrecon.models.captioners.git import POCKET_FILE
+        from eegrecon.models.captioners.git import weight_file
 
-        files["weights"] = POCKET_FILE if args.get("name", "pocket") == "pocket" else None
+        files["weights"] = weight_file(str(args.get("name", "pocket")))
     elif choice.name == "feature_file" and "folder" in args:
         files |= {f"features_{part}": path for part, path in resolve(TARGET_MODELS, choice).files.items()}
     return {name: path for name, path in files.items() if path is not None and path.is_file()}

@@ -240,12 +240,24 @@ def short_name(name: str) -> str:
 def revision(name: str) -> str:
     """Which weights: the fetched commit's first eight digits, or those of a local weight file's hash."""
     if Path(name).is_dir():
-        files = sorted(Path(name).glob("*.safetensors"))
-        return sha256_file(files[0])[:8] if files else "local"
+        file = weight_file(name)
+        return sha256_file(file)[:8] if file else "local"
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json")
     return Path(found).parent.name[:8] if isinstance(found, str) else "unknown"
+
+
+def weight_file(name: str) -> Path | None:
+    """Where a captioner's weights lie on this machine: those that ship, in a folder, or fetched; None: nowhere."""
+    if name == "pocket":
+        return POCKET_FILE
+    if Path(name).is_dir():
+        return next(iter(sorted(Path(name).glob("*.safetensors"))), None)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "model.safetensors")
+    return Path(found) if isinstance(found, str) else None
 
 
 def _load_pocket(path: Path, num_beams: int, max_new_tokens: int) -> GitCaptioner:

@@ -19,7 +19,7 @@ from eegrecon.errors import ArtifactError, ConfigError, DataError
 from eegrecon.models.vision import load_open_clip, load_pocket_clip
 from eegrecon.pocket.pictures import render_set
 from eegrecon.stages import extract_targets, target_rows
-from eegrecon.stages.target_plan import plans
+from eegrecon.stages.target_plan import plans, source_files
 from tests.builders import build_tiny_set
 from tests.builders_clip import build_tiny_clip
 
@@ -142,6 +142,22 @@ class Threads:
 
 
 SHARES: list = []
+
+
+def test_a_captioners_weights_are_an_input_of_its_tokens(tmp_path, monkeypatch):
+    own = source_files(Choice("git"))["weights"]
+    assert own.name == "model.safetensors"
+    assert own.parent.name == "captioner"
+    folder = tmp_path / "git-large-coco"
+    folder.mkdir()
+    assert source_files(Choice("git", {"name": str(folder)})) == {}
+    (folder / "model.safetensors").touch()
+    assert source_files(Choice("git", {"name": str(folder)})) == {"weights": folder / "model.safetensors"}
+    cached = {("microsoft/git-large-coco", "model.safetensors"): str(folder / "model.safetensors")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *of: cached.get(of))
+    found = source_files(Choice("git", {"name": "microsoft/git-large-coco"}))
+    assert found == {"weights": folder / "model.safetensors"}
+    assert source_files(Choice("git", {"name": "microsoft/git-base"})) == {}
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("threads", 3), pytest.param("spawn", 2, marks=pytest.mark.slow)])
