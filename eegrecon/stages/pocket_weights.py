@@ -163,16 +163,26 @@ def random_batches(tensors: tuple[torch.Tensor, ...], batch_size: int, seed: int
 def fit_steps(
     module: Any, loader: Any, steps: int, folder: Path, trainer: dict[str, Any], average: bool = False
 ) -> None:
-    """Train for a number of steps, resuming from the part's own checkpoint; ``average`` ends with EMA weights."""
+    """Train for a number of steps, resuming from the part's own checkpoint; ``average`` ends with EMA weights.
+
+    What a finished part has learnt is kept beside its checkpoint: Lightning, asked to go on from the last step, would
+    leave the weights as they were before averaging.
+    """
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    from safetensors.torch import load_model, save_model
 
     from eegrecon.stages.trainer import build_trainer, fit_from
 
-    last = folder / "last.ckpt"
+    last, learnt = folder / "last.ckpt", folder / "learnt.safetensors"
+    if learnt.is_file():
+        load_model(module, learnt)
+        return
     saves = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=250)
     callbacks = [saves, EMAWeightAveraging(decay=0.998)] if average else [saves]
     fitter = build_trainer("pocket-weights", trainer, folder, callbacks, max_steps=steps, max_epochs=-1)
     fit_from(fitter, module, last, loader)
+    save_model(module.cpu(), str(unfinished := learnt.with_suffix(".partial")))
+    unfinished.replace(learnt)
 
 
 def train_heads(scenes: Scenes, cfg: PocketWeightsConfig, work: Path, out: Path) -> Any:
@@ -232,19 +242,15 @@ def _start_at_principal_axes(head: torch.nn.Linear, features: torch.Tensor) -> N
 def train_autoencoder(scenes: Scenes, cfg: PocketWeightsConfig, work: Path) -> Any:
     """Train the pocket autoencoder and set its scaling factor; returns it."""
     import torch
-    from safetensors.torch import load_file, save_file
 
     from eegrecon.models.generators.pocket_sdxl import build_vae, set_scaling_factor
     from eegrecon.modules.pocket import AutoencoderModule
 
-    vae, done = build_vae(), work / "vae.safetensors"
+    vae = build_vae()
     pixels = torch.tensor(scenes.pixels).permute(0, 3, 1, 2)
-    if not done.is_file():
-        module = AutoencoderModule(vae, lr=cfg.autoencoder.lr, total_steps=cfg.autoencoder.steps)
-        loader = random_batches((pixels,), cfg.autoencoder.batch_size, cfg.seed)
-        fit_steps(module, loader, cfg.autoencoder.steps, work / "vae", cfg.trainer)
-        save_file(vae.state_dict(), done)
-    vae.load_state_dict(load_file(done))
+    module = AutoencoderModule(vae, lr=cfg.autoencoder.lr, total_steps=cfg.autoencoder.steps)
+    loader = random_batches((pixels,), cfg.autoencoder.batch_size, cfg.seed)
+    fit_steps(module, loader, cfg.autoencoder.steps, work / "vae", cfg.trainer)
     vae.eval().requires_grad_(False)
     set_scaling_factor(vae, 1 / float(encode_all(vae, pixels[:: max(1, len(pixels) // 2000)]).std()))
     return vae

@@ -55,22 +55,27 @@ def test_every_part_trains_and_the_export_loads(few, tmp_path):
     assert json.loads(before)["outputs"]
 
 
-def test_a_killed_run_keeps_its_finished_parts(few, tmp_path, monkeypatch):
+def test_a_killed_run_ends_like_one_that_was_not(few, tmp_path, monkeypatch):
+    """Killed after the last part but for the writing: every part is there, and with its averaged weights."""
     cfg = load("pocket-weights", "pocket_weights", None, TINY)
+    pocket_weights.run(cfg, directory=tmp_path / "whole", command="test")
 
-    def die(*args):
+    def die(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pocket_weights, "train_denoiser", die)
+        patch.setattr("eegrecon.models.generators.pocket_sdxl.save_pocket_sdxl", die)
         with pytest.raises(KeyboardInterrupt):
-            pocket_weights.run(cfg, directory=tmp_path / "w", command="test")
-    assert not (tmp_path / "w" / "manifest.json").exists()
-    vae = (tmp_path / "w" / "checkpoints" / "vae.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(pocket_weights, "train_denoiser", lambda *args: None)
-    pocket_weights.run(cfg, directory=tmp_path / "w", command="test")
-    assert (tmp_path / "w" / "clip" / "heads.safetensors").is_file()
-    assert vae
+            pocket_weights.run(cfg, directory=tmp_path / "cut", command="test")
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("eegrecon.stages.trainer.fit_from", die)  # nothing trains again
+        pocket_weights.run(cfg, directory=tmp_path / "cut", command="test")
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) >= 5
+    for file in files:
+        whole, cut = load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)
+        assert all(torch.equal(value, cut[name]) for name, value in whole.items()), file
 
 
 def test_held_out_concepts_and_their_look_alikes_are_never_seen(monkeypatch):
