@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,12 @@ def _who(captioner: Mapping[str, Any]) -> str:
     return f"{captioner['model']} {captioner['weights_tag']} ({captioner['n_tokens']} x {captioner['width']})"
 
 
-def training_names(images: Any) -> list[str]:
+def training_names(images: Any, held_out: Collection[int] = ()) -> list[str]:
     """The names of a set's training concepts, spaces for underscores, in THINGS order: retrieval's usual vocabulary.
 
     Args:
         images: An `ImageSet`.
+        held_out: Concepts (`concept_index`) to leave out, where they are what is looked for.
     """
-    return list(dict.fromkeys(images.concept_of(int(index)).replace("_", " ") for index in images.train_index))
+    index = [int(i) for i in images.train_index if int(images.concept_index[i]) not in held_out]
+    return list(dict.fromkeys(images.concept_of(i).replace("_", " ") for i in index))

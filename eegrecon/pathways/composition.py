@@ -16,9 +16,9 @@ from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.pathways.low_level import FOLDERS, LatentSource, check_latents, open_latents
 from eegrecon.pathways.semantic import Words
 
-# What both stages must have met alike, so that one trial fits either.
 BESIDE = ("low_level",)  # folders of a run that some compositions need beside encoder and prior
-SAME_EEG = ("channels", "window", "n_times", "sfreq", "unit")
+# What both stages must have met alike: one trial fits either, and what one holds out did not train the other.
+SAME_DATA = ("set", "subjects", "channels", "window", "n_times", "sfreq", "unit", "images_sha256", "split")
 
 
 def check_pathways(plan: PathwaysConfig) -> None:
@@ -52,7 +52,7 @@ class Pathways:
         self,
         plan: PathwaysConfig,
         home: Path,
-        eeg: Mapping[str, Any],
+        data: Mapping[str, Any],
         interface: Mapping[str, Any],
         words: Words | None = None,
     ) -> None:
@@ -61,13 +61,13 @@ class Pathways:
         Args:
             plan: The config's block.
             home: The run, or a saved pipeline.
-            eeg: `data` of the encoder's manifest, with which the others must agree.
+            data: `data` of the encoder's manifest, with which the others must agree.
             interface: The space of the prior's image embeddings.
             words: From `pathways.semantic.words_of`.
 
         Raises:
             ConfigError: Nothing is on.
-            ArtifactError: A stage is missing, unfinished or was trained on other EEG.
+            ArtifactError: A stage is missing, unfinished or was trained on other data.
         """
         check_pathways(plan)
         self.plan, self.home, self.words = plan, Path(home), words
@@ -75,14 +75,14 @@ class Pathways:
         self.latents: LatentSource | None = None
         if plan.low_level:
             self.latents = open_latents(self.home, plan.low_level)
-            _check_eeg(self.latents, eeg)
+            _check_data(self.latents, data)
 
     @property
     def inputs(self) -> dict[str, dict[str, str]]:
         """Lineage entries of the stages beside encoder and prior."""
         found = {name: input_record(self.home / name) for name in stages_of(self.plan)}
-        if self.words is not None and self.words.projector is not None:
-            found["projector"] = input_record(self.words.projector)
+        if self.words is not None:
+            found |= self.words.inputs
         return found
 
     def check(self, generator: Any, base: str) -> None:
@@ -133,15 +133,22 @@ class Pathways:
         return PictureInputs(shown, latents, captions)
 
 
-def _check_eeg(source: LatentSource, eeg: Mapping[str, Any]) -> None:
+def _check_data(source: LatentSource, data: Mapping[str, Any]) -> None:
     there = source.manifest.data
     wrong = [
-        f"{key} {there.get(key)} there, {eeg[key]} here"
-        for key in SAME_EEG
-        if key in eeg and there.get(key) != eeg[key]
+        f"{key} {_in_short(there.get(key))} there, {_in_short(data[key])} here"
+        for key in SAME_DATA
+        if key in data and there.get(key) != data[key]
     ]
     if wrong:
         raise ArtifactError(
-            f"{source.directory} was trained on other EEG than the encoder beside it: {'; '.join(wrong)}; train both "
+            f"{source.directory} was trained on other data than the encoder beside it: {'; '.join(wrong)}; train both "
             "with one data block."
         )
+
+
+def _in_short(value: Any) -> Any:
+    """A split by how it was made; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return " ".join(f"{key}={value[key]}" for key in ("protocol", "val_concepts", "split_seed") if key in value)

@@ -61,7 +61,14 @@ from eegrecon.stages.evaluate import (
     write_scores,
 )
 from eegrecon.stages.trainer import build_trainer, interruptible, trained_manifest
-from eegrecon.stages.upstream import check_data, check_same_data, check_target, permuted_input, require_one_subject
+from eegrecon.stages.upstream import (
+    check_data,
+    check_same_data,
+    check_target,
+    generator_input,
+    permuted_input,
+    require_one_subject,
+)
 
 STAGE = "reconstruct"
 GRID_PICTURES = 24
@@ -200,12 +207,18 @@ class _Upstream:
                 f"The prior in {self.prior_dir} was trained on another encoder than {self.encoder_dir} holds: run "
                 "`eegrecon train-prior … --overwrite`."
             )
-        words = words_of(cfg.pathways.semantic, set_root)
+        split = self.data.split
+        held_out = set(self.data.images.concept_index[split.val].tolist()) if cfg.part == "val" else set()
+        words = words_of(cfg.pathways.semantic, set_root, held_out)
+        if words is not None and cfg.part == "val":
+            words.check_held_out(split.describe())
         self.pathways = Pathways(cfg.pathways, run_dir, self.encoder.data, self.prior.interface, words)
         self.permuted_labels = bool(self.config("encoder").get("permute_labels", False))
         self.inputs = {"encoder": input_record(self.encoder_dir), "prior": input_record(self.prior_dir)}
         self.inputs |= {"targets": input_record(targets), "trials": input_record(trials)}
-        self.inputs |= self.pathways.inputs | text_input(cfg) | permuted_input(cfg)
+        if cfg.pathways.low_level:  # the ceiling starts from them
+            self.inputs["latent_targets"] = input_record(target_dir(set_root, cfg.latent_target.name))
+        self.inputs |= self.pathways.inputs | generator_input(cfg.generator) | text_input(cfg) | permuted_input(cfg)
 
     def config(self, stage: str) -> dict[str, Any]:
         """The resolved config of an upstream stage."""

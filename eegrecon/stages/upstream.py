@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eegrecon.artifacts import Manifest, input_record, read_manifest, require_interface
+from eegrecon.artifacts import Manifest, input_record, read_manifest, require_interface, sha256_file
 from eegrecon.errors import ArtifactError, ConfigError
 
 
@@ -69,6 +70,23 @@ def check_same_data(manifest: Manifest, data: Mapping[str, Any], upstream: Path)
             f"The encoder in {upstream} was trained with other data than this config and data.root give; they differ "
             f"in {', '.join(wrong)}: give both stages the same data block, or train again with --overwrite."
         )
+
+
+def generator_input(generator: Any) -> dict[str, dict[str, str]]:
+    """Lineage entry of a generator's weights: one hash over those of its files, so that other weights are other inputs.
+
+    Args:
+        generator: The config's choice.
+
+    Raises:
+        DataError: A file is missing, or cut short.
+    """
+    from eegrecon.models.generators.sdxl_files import weight_files
+
+    named = {name: generator.args[name] for name in ("base", "ip_adapter", "variant") if name in generator.args}
+    files = weight_files(**named)
+    together = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return {"generator": {"path": str(files[-1]), "manifest_sha256": hashlib.sha256(together.encode()).hexdigest()}}
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import eegrecon
 from eegrecon import EEGToImagePipeline
 from eegrecon.analysis.captions import caption_ranks
 from eegrecon.artifacts import load_embeds, new_manifest, read_manifest, write_manifest
-from eegrecon.config import ExtractTargetsConfig, SetConfig, load, to_dict
-from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, target_dir
+from eegrecon.config import Choice, ExtractTargetsConfig, SemanticConfig, SetConfig, load, to_dict
+from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, held_out_concepts, target_dir
 from eegrecon.data.layout import projector_dir
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.metrics.features import picture_tensor
@@ -23,7 +23,9 @@ from eegrecon.models.captioners import git
 from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.pathways.low_level import predicted_latents
+from eegrecon.pathways.semantic import Words, words_of
 from eegrecon.stages import evaluate, extract_targets, reconstruct, train_low_level, train_projector
+from eegrecon.stages.upstream import generator_input
 from tests.builders import write_store_manifest
 from tests.builders_runs import build_chain, chain_config
 from tests.builders_sdxl_published import tiny_published
@@ -168,7 +170,15 @@ def test_what_cannot_be_composed_is_one_sentence(home, tmp_path, overrides, erro
         go(home, tmp_path / "run", *overrides)
 
 
-def test_a_low_level_network_of_other_eeg_is_refused(home, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("sfreq",), 200.0, r"sfreq 200\.0 there, 250\.0 here"),
+        (("subjects",), [2], r"subjects \[2\] there, \[1\] here"),
+        (("split", "split_seed"), 1, r"val_concepts=2 split_seed=1 there, .* val_concepts=2 split_seed=0 here"),
+    ],
+)
+def test_a_low_level_network_of_other_data_is_refused(home, tmp_path, key, value, message):
     run = tmp_path / "run"
     run.mkdir()
     for stage in ("encoder", "prior"):
@@ -176,10 +186,41 @@ def test_a_low_level_network_of_other_eeg_is_refused(home, tmp_path):
     shutil.copytree(home / "run" / "low_level", run / "low_level")
     path = run / "low_level" / "manifest.json"
     says = json.loads(path.read_text())
-    says["data"]["sfreq"] = 200.0
+    block = says["data"]
+    for name in key[:-1]:
+        block = block[name]
+    block[key[-1]] = value
     path.write_text(json.dumps(says))
-    with pytest.raises(ArtifactError, match=r"other EEG than the encoder beside it: sfreq 200.0 there, 250.0 here"):
+    with pytest.raises(ArtifactError, match=f"other data than the encoder beside it: .*{message}"):
         reconstruct.run(chain_config(home, *LOW_LEVEL), directory=run / "reconstruct", command="test")
+
+
+def test_pictures_are_out_of_date_when_latents_or_weights_of_the_generator_are_others(home, made, tmp_path):
+    """Each is an input, by the hash of what it holds; the pictures of before are not called up to date."""
+    inputs = read_manifest(made["both"]).inputs
+    assert {"generator", "latent_targets"} <= set(inputs)
+    assert "latent_targets" not in read_manifest(made["prior"]).inputs
+    cfg = chain_config(home, *LOW_LEVEL)
+    reconstruct.run(cfg, directory=made["both"], command="again")  # up to date
+    other = tmp_path / "sdxl"
+    shutil.copytree(home / "sdxl", other)
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    args = {"base": str(other)}
+    assert (
+        generator_input(Choice("sdxl", args))["generator"]["manifest_sha256"] == inputs["generator"]["manifest_sha256"]
+    )
+    save_file({name: value / 2 for name, value in load_file(file).items()}, file)
+    assert (
+        generator_input(Choice("sdxl", args))["generator"]["manifest_sha256"] != inputs["generator"]["manifest_sha256"]
+    )
+    store = target_dir(home / "data" / "pocket", "vae-tiny") / "manifest.json"
+    before = store.read_text()
+    store.write_text(json.dumps({**json.loads(before), "seed": 5}))
+    try:
+        with pytest.raises(ArtifactError, match="the input 'latent_targets'"):
+            reconstruct.run(cfg, directory=made["both"], command="again")
+    finally:
+        store.write_text(before)
 
 
 def test_the_pipeline_makes_the_same_pictures_and_takes_the_pathway_along(home, made, tmp_path):
@@ -217,7 +258,7 @@ def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeyp
         wanted = [Spelling().caption(projector(torch.from_numpy(rows))) for rows in embeds["pred_image_embeds"]]
     assert [row["decoded"] for row in said.values()] == wanted
     assert {"captions.json", "ranks_caption.safetensors"} <= set(manifest.outputs)
-    assert "projector" in manifest.inputs
+    assert {"projector", "captioner"} <= set(manifest.inputs)
     scored = {f"test/caption_top1_{N}way{control}" for control in ("", "_ceiling", "_shuffled")}
     assert scored <= set(manifest.metrics)
     eeg = np.load(home / "data/pocket/trials/sub-01/test_eeg.npy").astype(np.float32).mean(1)
@@ -241,6 +282,34 @@ def projector(home):
     words = [f"data.root={root.parent}", "data.split.val_concepts=2", "batch_size=8", "trainer.max_epochs=2"]
     words += ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
     return train_projector.run(load("train-projector", "pocket_pathways", None, words), directory=root, command="test")
+
+
+def test_captions_of_validation_pictures_need_a_projector_that_held_them_out(home, plain, projector, tmp_path):
+    """By the same concepts as the run; and retrieval must do without the names that are looked for."""
+    captions = ("pathways.semantic.source=captions", "pathways.semantic.projector=clip-git", "part=val")
+    words = [plain[0][0].replace("}", ", captions: true}")]
+    go(home, tmp_path / "same", *words, *captions)
+    root = home / "data" / "pocket"
+    other = [f"data.root={root.parent}", "data.split.val_concepts=3", "name=other", "batch_size=8"]
+    other += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    train_projector.run(load("train-projector", "pocket_pathways", None, other), directory=root, command="test")
+    at_test = (captions[0], "pathways.semantic.projector=other")
+    go(home, tmp_path / "test", *words, *at_test)  # no test concept trains any projector
+    with pytest.raises(ArtifactError, match=r"holds out 3 concepts of split_seed 0, but this run 2 concepts"):
+        go(home, tmp_path / "val", *words, *at_test, "part=val")
+    images = ImageSet.from_root(root)
+    held = held_out_concepts(len(set(images.concept_index[images.train_index])), 2, 0)
+    lost = {images.concept_of(i).replace("_", " ") for i in images.train_index if images.concept_index[i] in held}
+    every = words_of(SemanticConfig(source="retrieval"), root).names
+    assert set(every) - set(words_of(SemanticConfig(source="retrieval"), root, set(held)).names) == lost
+    assert len(lost) == 2
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruct, "words_of", lambda *args: seen.append(words_of(*args)) or seen[-1])
+        patch.setattr(Words, "of", lambda self, rows, *_: [["word"] * rows.shape[1]] * len(rows))
+        go(home, tmp_path / "names", *words, "pathways.semantic.source=retrieval", "part=val")
+        go(home, tmp_path / "all", *words, "pathways.semantic.source=retrieval")
+    assert set(seen[1].names) - set(seen[0].names) == lost
 
 
 @pytest.fixture(scope="module")

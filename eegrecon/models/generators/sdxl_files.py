@@ -66,6 +66,17 @@ def find_base(base: str, variant: str = "") -> Path:
     return folder
 
 
+def weight_files(base: str = "pocket", ip_adapter: str = "", variant: str = "") -> list[Path]:
+    """Every weight file that pictures depend on, of the pipeline and of its adapter.
+
+    Raises:
+        DataError: One is missing, or cut short.
+    """
+    folder = find_base(base, variant)
+    found = [folder / name for name in _needed(folder, variant) if name.endswith(".safetensors")]
+    return [*found, find_adapter(folder, ip_adapter)]
+
+
 def _fetched(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
