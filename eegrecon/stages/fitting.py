@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from eegrecon.callbacks.average import MovingAverage
 from eegrecon.callbacks.monitoring import TrainingMonitor
 from eegrecon.callbacks.resume import EpochSeed
 from eegrecon.datamodule import ThingsDataModule
-from eegrecon.stages.trainer import build_trainer, checkpoints, fit_from
+from eegrecon.stages.trainer import build_trainer, checkpoints, fit_from, kept_by
 
 
 def training_trainer(stage: str, cfg: Any, directory: Path, scores: lightning.Callback) -> lightning.Trainer:
@@ -53,13 +52,14 @@ def fit(
         The manifest's `selection`.
 
     Raises:
+        ConfigError: It stopped before an epoch was over.
         KeyboardInterrupt: The user stopped it; `last` is there.
     """
     fit_from(trainer, module, last, datamodule=data)
     trainer.strategy.barrier()
     best, latest = (saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
     chosen = best if cfg.select.epoch == "best" else latest
-    kept = torch.load(chosen.best_model_path, map_location="cpu", weights_only=True)
+    kept = kept_by(chosen)
     module.load_state_dict(kept["state_dict"], strict=True)
     rule = f"best {cfg.select.monitor}" if chosen is best else "last epoch"
     score = best.best_model_score if chosen is best else trainer.callback_metrics.get(cfg.select.monitor)

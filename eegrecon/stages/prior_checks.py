@@ -51,6 +51,9 @@ def check_config(cfg: TrainPriorConfig) -> None:
             f"trainer.max_epochs is {epochs!r} and trainer.check_val_every_n_epoch {every!r}, but at least one "
             "epoch must be validated"
         )
+    precision = str(cfg.trainer.get("precision", "32-true"))
+    if precision not in ("32", "32-true") and not precision.endswith("mixed"):
+        problems.append(f"trainer.precision is {precision!r}, but a prior keeps float32 weights: 32-true or bf16-mixed")
     problems += _prior_problems(cfg)
     if problems:
         raise ConfigError("This config cannot be trained: " + "; ".join(problems) + ".")

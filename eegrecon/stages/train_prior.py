@@ -104,10 +104,10 @@ def run(cfg: TrainPriorConfig, *, directory: Path, command: str, overwrite: bool
 
 def select(cfg: TrainPriorConfig, trainer: lightning.Trainer, module: PriorModule) -> dict[str, Any]:
     """Load the selected checkpoint's weights into the module; returns what the manifest says of it."""
-    import torch
+    from eegrecon.stages.trainer import kept_by
 
     checkpoint: Any = trainer.checkpoint_callback
-    state = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    state = kept_by(checkpoint)
     module.cpu().load_state_dict(state["state_dict"], strict=True)
     module.eval()
     value = checkpoint.best_model_score

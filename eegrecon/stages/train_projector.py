@@ -7,6 +7,7 @@ and seed of a set shares it. Held-out concepts are held out here too, and test f
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from eegrecon.artifacts import (
 )
 from eegrecon.config import TrainProjectorConfig, config_hash, to_yaml
 from eegrecon.errors import ConfigError
+from eegrecon.stages.training_checks import NEEDED_FLAGS, flag_problems, set_by_stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +52,7 @@ def run(cfg: TrainProjectorConfig, *, directory: Path, command: str, overwrite: 
         DataError: A store is missing or broken.
     """
     started = time.monotonic()
+    check_trainer(cfg.trainer)
     from eegrecon.data import ImageSet, TargetStore, target_dir
     from eegrecon.data.layout import projector_dir
 
@@ -103,6 +106,21 @@ def run(cfg: TrainProjectorConfig, *, directory: Path, command: str, overwrite: 
     manifest.metrics = scores
     manifest.wall_seconds = time.monotonic() - started
     return write_manifest(home, manifest)
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse a trainer block by which nothing would be trained, or not all of it kept.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    problems = flag_problems(STAGE, trainer, NEEDED_FLAGS | {"limit_train_batches": (1.0, None)})
+    problems += set_by_stage(trainer)
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        problems.append(f"trainer.max_epochs is {epochs!r}, but at least one epoch must be trained")
+    if problems:
+        raise ConfigError("This config cannot be trained: " + "; ".join(problems) + ".")
 
 
 def check_stores(image: TargetStore, tokens: TargetStore) -> None:

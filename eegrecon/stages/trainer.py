@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -36,7 +38,7 @@ def build_trainer(
         fixed: flags that the stage does not leave to the config.
 
     Raises:
-        ConfigError: the block has a flag that `lightning.Trainer` does not know.
+        ConfigError: the block has a flag or a value that `lightning.Trainer` does not take.
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_an_advert)
     flags = {
@@ -50,8 +52,9 @@ def build_trainer(
     bar = [RichProgressBar()] if flags.get("enable_progress_bar", True) else []
     try:
         return lightning.Trainer(**{**flags, "callbacks": [*callbacks, *bar]})
-    except TypeError as error:
-        raise ConfigError(f"The trainer block of the {stage} config does not fit: {error}.") from error
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"The trainer block of the {stage} config does not fit: {said}.") from error
 
 
 def checkpoints(directory: Path, monitor: str, mode: str, every_n_epochs: int = 1) -> list[ModelCheckpoint]:
@@ -63,6 +66,20 @@ def checkpoints(directory: Path, monitor: str, mode: str, every_n_epochs: int = 
         # Not `save_last=True`: that is the last epoch that was a best one, and a restart would repeat the others.
         ModelCheckpoint(folder, filename="last", **shared),
     ]
+
+
+def kept_by(checkpoint: ModelCheckpoint) -> dict[str, Any]:
+    """What a callback of `checkpoints` has kept.
+
+    Raises:
+        ConfigError: Nothing, since training stopped before an epoch was over.
+    """
+    if not checkpoint.best_model_path:
+        raise ConfigError(
+            "training stopped before an epoch was over and validated, so there is nothing to choose from: raise or "
+            "remove trainer.max_steps, trainer.max_time and trainer.limit_train_batches."
+        )
+    return torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
 
 
 def fit_from(

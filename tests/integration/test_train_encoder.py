@@ -221,6 +221,13 @@ def test_permuted_labels_are_recorded_and_change_the_fit(root, finished, tmp_pat
     assert manifest.metrics["val/retrieval_top1_4way"] < honest
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_training_that_stops_before_an_epoch_is_over_is_one_sentence(root, tmp_path):
+    with pytest.raises(ConfigError, match="stopped before an epoch was over and validated"):
+        run(root, tmp_path / "encoder", "trainer.max_steps=1", "baseline_ridge=false")
+    assert not (tmp_path / "encoder" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -271,12 +271,27 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(home, run_dir):
         go(home, prior, "select.mode=min")
     with pytest.raises(ConfigError, match="at least one epoch"):
         go(home, prior, "trainer.check_val_every_n_epoch=5")
+    with pytest.raises(ConfigError, match=r"trainer\.precision is 'bf16-true', but a prior keeps float32 weights"):
+        go(home, prior, "trainer.precision=bf16-true")
+    with pytest.raises(ConfigError, match=r"The trainer block of the train-prior config does not fit: .*devices"):
+        go(home, prior, "trainer.devices=0")
+    with pytest.raises(ConfigError, match=r"The trainer block of the train-prior config does not fit: .*'foo'"):
+        go(home, prior, "trainer.accelerator=foo")
     with (run_dir / "encoder" / "embeds" / "train.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(ArtifactError, match=r"train\.safetensors is not the file its manifest describes"):
         go(home, prior)
     assert not prior.exists()
+
+
+@pytest.mark.parametrize(
+    "stop", ["trainer.limit_train_batches=0", "trainer.max_steps=1", "trainer.max_time='00:00:00:00'"]
+)
+def test_training_that_stops_before_an_epoch_is_over_is_one_sentence(home, run_dir, stop):
+    with pytest.raises(ConfigError, match="stopped before an epoch was over and validated"):
+        go(home, run_dir / "prior", stop)
+    assert not (run_dir / "prior" / "manifest.json").exists()
 
 
 @pytest.mark.ddp

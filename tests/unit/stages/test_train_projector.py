@@ -108,6 +108,12 @@ def test_an_interrupted_one_continues(root, monkeypatch):
     ("tokens=clip-pocket", "tokens is 'clip-pocket', which holds the kind image"),
     ("target.name=git-tiny", "target.name is 'git-tiny', which holds the kind layer"),
     ("batch_size=500", "only 102 pictures train"),
+    ("trainer.fast_dev_run=true", "fast_dev_run is True, but train-projector needs False"),
+    ("trainer.limit_train_batches=0", "limit_train_batches is 0"),
+    ("trainer.enable_checkpointing=false", "enable_checkpointing is False"),
+    ("trainer.logger=false", "trainer.logger is set by the stage"),
+    ("trainer.max_epochs=0", "max_epochs is 0, but at least one epoch must be trained"),
+    ("trainer.max_time=x", "trainer block of the train-projector config does not fit"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(root, word, message):
     with pytest.raises(ConfigError, match=message):
