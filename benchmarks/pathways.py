@@ -37,6 +37,7 @@ from eegrecon.stages.evaluate import CEILING, PICTURES
 
 SHARED = ("encoder", "low_level")
 SHOWN = 16
+CONTROLS = ("", "_ceiling", "_shuffled")
 CAPTION = {"caption_top1": 0, "caption_2way": 2}  # ways of retrieval by caption; 0: all pictures' names
 
 
@@ -49,11 +50,19 @@ def run_row(plan: Mapping[str, Any], row: str, seed: int, out: Path, part: str) 
         if (source / stage).is_dir() and not (run / stage).exists():
             (run / stage).symlink_to(source / stage)
     shared = ["--exp", plan["experiment"], "--subject", str(plan["subject"]), "--run", str(run), f"seed={seed}"]
-    own = "prior" in words or row == plan["reference"]
-    if own:
+    prior = run / "prior"
+    if "prior" in words or row == plan["reference"]:
+        if prior.is_symlink():  # an earlier list of rows shared it
+            prior.unlink()
         call(["train-prior", *shared, *words.get("prior", []), "trainer.enable_progress_bar=false"])
-    elif not (run / "prior").exists():
-        (run / "prior").symlink_to((out / plan["reference"] / f"seed-{seed}" / "prior").resolve())
+    elif prior.is_dir() and not prior.is_symlink():
+        sys.exit(
+            f"{prior} is of an earlier list of rows, in which {row!r} had a prior of its own: choose another --out."
+        )
+    elif not prior.is_symlink():
+        prior.symlink_to((out / plan["reference"] / f"seed-{seed}" / "prior").resolve())
+    if not prior.exists():
+        sys.exit(f"{prior} leads nowhere: make the row {plan['reference']!r} first.")
     call(["reconstruct", *shared, *words.get("reconstruct", []), f"part={part}", "trainer.enable_progress_bar=false"])
 
 
@@ -97,12 +106,14 @@ def table(plan: Mapping[str, Any], rows: Sequence[str], out: Path, part: str) ->
 
 def caption_cells(folders: Sequence[Path]) -> list[str]:
     """The cells of `CAPTION`: what captions name, and the same of the ceiling's and of captions dealt to others."""
-    if not (folders[0] / "ranks_caption.safetensors").is_file():
+    wanted = [f"ranks_caption{end}.safetensors" for end in CONTROLS]
+    written = [json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["outputs"] for folder in folders]
+    if any(name not in outputs for name in wanted for outputs in written):
         return ["–"] * len(CAPTION)
     cells = []
     for k_way in CAPTION.values():
         words = []
-        for end in ("", "_ceiling", "_shuffled"):
+        for end in CONTROLS:
             each = [load_ranks(folder / f"ranks_caption{end}.safetensors") for folder in folders]
             hits = torch.stack([ranks.kway(k_way or ranks.gallery) for ranks in each]).mean(0)
             words.append(f"{end.removeprefix('_')} {interval(hits)}".strip())
@@ -125,7 +136,7 @@ def interval(scores: Tensor, signed: bool = False) -> str:
 
 def controls(folders: Sequence[Path], name: str) -> str:
     """Ceiling and shuffled of a score."""
-    return "".join(f"; {end} {control(folders, f'{name}_{end}')}" for end in ("ceiling", "shuffled"))
+    return "".join(f"; {end[1:]} {control(folders, name + end)}" for end in CONTROLS if end)
 
 
 def control(folders: Sequence[Path], name: str) -> str:

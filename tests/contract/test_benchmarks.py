@@ -43,6 +43,8 @@ def test_the_table_by_hand(tmp_path):
                     [["image_index", "image_id", "pixcorr"], [0, "a", values[0]], [1, "b", values[1]]]
                 )
             metrics = {"test/pixcorr_ceiling": {"value": 0.5 + seed}}
+            outputs = {f"ranks_caption{end}.safetensors": {} for end in ("", "_ceiling", "_shuffled")}
+            (folder / "manifest.json").write_text(json.dumps({"outputs": outputs if row == "both" else {}}))
             (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
             if row == "both":  # of two names the right one is first for one picture, and for both of the true ones
                 for end, better in (("", [0, 1]), ("_ceiling", [0, 0]), ("_shuffled", [1, 1])):
@@ -58,3 +60,31 @@ def test_the_table_by_hand(tmp_path):
     assert "difference +0.100 [" in lines[3]
     for cell in lines[3].split(" | ")[-2:]:
         assert re.match(r"0\.500 \[.*\]; ceiling 1\.000 \[.*\]; shuffled 0\.000 \[", cell)
+
+
+def test_a_row_has_its_own_prior_or_that_of_the_reference(tmp_path):
+    module = runpy.run_path(str(ROOT / "pathways.py"))
+    run_row, said = module["run_row"], []
+
+    def call(words):
+        said.append(words[0])
+        if words[0] == "train-prior":
+            (Path(words[words.index("--run") + 1]) / "prior").mkdir(exist_ok=True)
+
+    run_row.__globals__["call"] = call
+    plan = {"experiment": "pocket", "subject": 1, "seeds": [0], "reference": "prior", "runs": "nowhere"}
+    plan["rows"] = {"prior": {}, "mlp": {"prior": ["prior.name=mlp"]}, "words": {}}
+    for _ in range(2):  # before the reference is there; a second try says the same
+        with pytest.raises(SystemExit, match="leads nowhere: make the row 'prior' first"):
+            run_row(plan, "words", 0, tmp_path, "test")
+    for row in ("prior", "mlp", "words"):
+        run_row(plan, row, 0, tmp_path, "test")
+    assert said == ["train-prior", "reconstruct", "train-prior", "reconstruct", "reconstruct"]
+    prior = {row: tmp_path / row / "seed-0" / "prior" for row in plan["rows"]}
+    assert prior["words"].resolve() == prior["prior"].resolve()
+    assert not prior["mlp"].is_symlink()
+    plan["rows"] = {"prior": {}, "mlp": {}, "words": {"prior": []}}
+    run_row(plan, "words", 0, tmp_path, "test")
+    assert not prior["words"].is_symlink()
+    with pytest.raises(SystemExit, match="in which 'mlp' had a prior of its own"):
+        run_row(plan, "mlp", 0, tmp_path, "test")
