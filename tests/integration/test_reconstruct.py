@@ -134,7 +134,7 @@ def test_everything_is_there(home, done):
     assert embeds["eeg_embeds"].shape == (N, 256)
     assert embeds["pred_image_embeds"].shape == (N, 1, 256)
     assert embeds["repetition"].tolist() == [-1] * N
-    assert set(manifest.inputs) == {"encoder", "prior", "targets", "trials"}
+    assert set(manifest.inputs) == {"encoder", "prior", "targets", "trials", "generator"}
     assert not (done / "checkpoints").exists()
 
 
