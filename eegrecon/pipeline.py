@@ -22,12 +22,13 @@ from torch import Tensor
 from eegrecon.artifacts import read_manifest
 from eegrecon.callbacks.grids import to_pil
 from eegrecon.config import GENERATORS
-from eegrecon.data.epochs import UNIT_WORDS, checked_array, from_epochs, is_odd, spread
+from eegrecon.data.picture_rows import PictureInputs
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load
 from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.modules.picture_memory import enough_memory, fitting_batch, half_of
 from eegrecon.pathways.composition import Pathways
+from eegrecon.pipeline_checks import check_counts, check_scales, check_told, trials_of
 from eegrecon.pipeline_files import Plan, locate, read_plan, save, upload
 from eegrecon.pipeline_noise import Noise, noise_of, picture_noise, subject_ids
 from eegrecon.registry import resolve
@@ -44,7 +45,8 @@ class EEGToImageOutput:
         images: One list a trial, with a picture a draw: PIL pictures or, with `output_type="pt"`, tensors (3, h, w)
             in [0, 1].
         eeg_embeds: (n, dim) float32 on the CPU, the encoder's.
-        image_embeds: (n, num_images_per_trial, dim) float32 on the CPU, the prior's: what the pictures were made from.
+        image_embeds: (n, num_images_per_trial, dim) float32 on the CPU, the prior's: what the pictures (or, where
+            `pathways.prior` is off, their captions alone) were made from.
     """
 
     images: list[list[Any]]
@@ -106,7 +108,9 @@ class EEGToImagePipeline:
                 f"{plan.home / 'prior'}: {'; '.join(wrong)}; name a base and ip_adapter that belong to it."
             )
         pathways.check(image_generator, str(plan.generator.args.get("base", "pocket")))
-        return cls(encoder, prior, pathways, image_generator, plan).to(device)
+        pipe = cls(encoder, prior, pathways, image_generator, plan)
+        with enough_memory("another device, or a smaller generator or torch_dtype (generator_args)", "the networks"):
+            return pipe.to(device)
 
     def to(self, device: str | torch.device) -> EEGToImagePipeline:
         """Move everything to a device; returns the pipeline."""
@@ -151,11 +155,8 @@ class EEGToImagePipeline:
         Raises:
             ArtifactError: The hub refuses or cannot be reached.
         """
-        base = Path(str(self.plan.generator.args.get("base", "pocket")))
-        if base.is_dir():
-            _note(
-                f"the generator lies in {base}: who loads {repo_id} elsewhere has to give generator_args={{'base': …}}"
-            )
+        if (base := Path(str(self.plan.generator.args.get("base", "pocket")))).is_dir():
+            _note(f"the generator lies in {base}: who loads {repo_id} elsewhere has to give generator_args['base']")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "pipeline")
             return upload(Path(folder) / "pipeline", repo_id, private=private, token=token, message=commit_message)
@@ -213,8 +214,8 @@ class EEGToImagePipeline:
         if output_type not in OUTPUT_TYPES:
             raise ConfigError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
         draws = num_images_per_trial
-        _at_least(1, num_images_per_trial=draws, num_inference_steps=num_inference_steps, batch_size=batch_size)
-        _at_least(0, guidance_scale=guidance_scale)
+        check_counts(num_images_per_trial=draws, num_inference_steps=num_inference_steps, batch_size=batch_size)
+        check_scales(guidance_scale=guidance_scale)
         trials = self.prepare(eeg, subject=subject)
         subjects = subject_ids(subject, len(trials))
         noise = noise_of(generator, subjects, draws)
@@ -225,8 +226,7 @@ class EEGToImagePipeline:
             guidance_scale=prior_guidance_scale,
             num_inference_steps=prior_num_inference_steps,
         )
-        here, ids = torch.tensor(trials.copy(), device=self.device), torch.tensor(subjects, device=self.device)
-        inputs = self.pathways.decoded(here, ids, image_embeds)
+        inputs = self.told(trials, image_embeds, subject=subjects)
         batches = self.generate(
             inputs.image_embeds,
             latents=inputs.latents,
@@ -246,15 +246,7 @@ class EEGToImagePipeline:
         Raises:
             DataError: They are not what the encoder was trained on.
         """
-        channel_std = self.encoder.channel_std.cpu().numpy()
-        if hasattr(eeg, "ch_names"):  # something of MNE's
-            trials, notes = from_epochs(eeg, self.plan.eeg, channel_std)
-        else:
-            values = eeg.detach().cpu().float().numpy() if isinstance(eeg, Tensor) else eeg
-            trials, notes = checked_array(values, self.plan.eeg), []
-            if is_odd(ratio := spread(trials, channel_std)):
-                unit = UNIT_WORDS.get(str(self.plan.eeg.unit), "that of training")
-                notes.append(f"the EEG varies {ratio:.2g} times as much as the training trials: is its unit {unit}?")
+        trials, notes = trials_of(eeg, self.plan.eeg, self.encoder.channel_std.cpu().numpy())
         known = self.encoder.known_subjects
         unknown = sorted(set(subject_ids(subject, len(trials))) - set([] if known is None else known.tolist()))
         if known is not None and unknown:
@@ -290,8 +282,10 @@ class EEGToImagePipeline:
         Returns:
             eeg_embeds (n, dim) and image_embeds (n, num_images_per_trial, dim), float32 on the CPU.
         """
-        _at_least(1, prior_num_inference_steps=num_inference_steps, num_images_per_trial=num_images_per_trial)
-        _at_least(0, prior_guidance_scale=guidance_scale)
+        check_counts(prior_num_inference_steps=num_inference_steps, num_images_per_trial=num_images_per_trial)
+        check_scales(prior_guidance_scale=guidance_scale)
+        if num_inference_steps is not None:
+            self.prior.use_scheduler(self.plan.sample.scheduler, num_inference_steps)  # or says what is wrong with them
         subjects = subject_ids(subject, len(trials))
         noise = noise_of(generator, subjects, num_images_per_trial)
         scale = self.plan.sample.guidance_scale if guidance_scale is None else float(guidance_scale)
@@ -315,6 +309,24 @@ class EEGToImagePipeline:
                 eeg_embeds.append(embeds.cpu())
                 image_embeds.append(torch.stack(draws, dim=1).float().cpu())
         return torch.cat(eeg_embeds), torch.cat(image_embeds)
+
+    def told(self, trials: np.ndarray, image_embeds: Tensor, *, subject: int | Sequence[int] = 0) -> PictureInputs:
+        """What the run's pathways tell the picture generator: embeddings, latents to start from, words.
+
+        Args:
+            trials: What `prepare` gave.
+            image_embeds: (n, draws, dim), what `embed` gave.
+            subject: As in `__call__`.
+
+        Raises:
+            ConfigError: Not enough memory.
+            DataError: Embeddings that are not finite.
+        """
+        ids = torch.tensor(subject_ids(subject, len(trials)))
+        wanted = trials if self.pathways.latents is not None else trials[:0]  # of a mapped file only what is read
+        eeg = torch.from_numpy(np.array(wanted, dtype=np.float32, order="C"))
+        with enough_memory("fewer trials in one call", "latents and captions of the trials"):
+            return self.pathways.decoded(eeg, ids, image_embeds)
 
     def generate(
         self,
@@ -341,17 +353,19 @@ class EEGToImagePipeline:
         Yields:
             (b, 3, h, w) float32 in [0, 1] on the CPU: the pictures in order, all draws of a trial after each other.
         """
-        _at_least(1, num_inference_steps=num_inference_steps, batch_size=batch_size)
-        _at_least(0, guidance_scale=guidance_scale)
+        check_counts(num_inference_steps=num_inference_steps, batch_size=batch_size)
+        check_scales(guidance_scale=guidance_scale)
+        check_told(image_embeds, latents, captions, self.image_generator)
         n, draws, _ = image_embeds.shape
         noise = [pair[1] for pairs in noise_of(generator, [0] * n, draws) for pair in pairs]
         wanted = self.plan.batch_size if batch_size is None else batch_size
-        size = min(wanted or fitting_batch(self.image_generator, self.device), n * draws)
         rows = image_embeds.flatten(0, 1)
         starts = None if latents is None else latents.repeat_interleave(draws, dim=0)
         prompts = None if captions is None else [words for row in captions for words in row]
-        advice = half_of(size, "batch_size={0} (--batch-size {0})", "smaller pictures (generator_args)")
         changed = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        with _changed(self.image_generator, changed):
+            size = min(wanted or fitting_batch(self.image_generator, self.device), n * draws)
+        advice = half_of(size, "batch_size={0} (--batch-size {0})", "smaller pictures (generator_args)")
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             with enough_memory(advice, f"a batch of {size} pictures"), _changed(self.image_generator, changed):
@@ -362,12 +376,6 @@ class EEGToImagePipeline:
                     generators=noise[part],
                 )
             yield pictures.float().cpu()
-
-
-def _at_least(least: int, **numbers: Any) -> None:
-    given = {name: value for name, value in numbers.items() if value is not None}
-    if wrong := [f"{name} is {value!r}" for name, value in given.items() if not value >= least]:
-        raise ConfigError(f"{', '.join(wrong)}, expected at least {least}.")
 
 
 @contextmanager

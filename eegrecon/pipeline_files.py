@@ -89,7 +89,8 @@ def locate(source: str | Path, *, revision: str | None = None, cache_dir: str | 
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
             f"{source} is neither a directory here nor in the hub's local cache, and cannot be fetched ({reason}): "
-            f"where there is a network, fetch it with `hf download {source} --local-dir FOLDER` and name that folder."
+            f"where there is a network, fetch it with `hf download {source} --local-dir FOLDER` and name that folder"
+            f"{f'; the folder {path.parent} is here, but holds no {path.name}' if path.parent.is_dir() else ''}."
         ) from error
     return Path(str(found))
 
@@ -162,11 +163,26 @@ def _pathways(says: Mapping[str, Any]) -> PathwaysConfig:
 
 def _words(plan: SemanticConfig, home: Path, says: Mapping[str, Any]) -> Words | None:
     """Where captions come from: beside a saved pipeline, or in the set of a run."""
-    if "set_root" in says:
-        return words_of(plan, Path(says["set_root"]))
     if not plan.source:
         return None
+    if "set_root" in says:
+        return words_of(plan, _set_root(Path(says["set_root"]), home))
     return Words(plan, home / PROJECTOR if plan.source == "captions" else None, tuple(says["names"]))
+
+
+def _set_root(said: Path, home: Path) -> Path:
+    """A set's folder as a run's config names it: from here, or from a folder above the run.
+
+    Raises:
+        ArtifactError: It is in none of these places.
+    """
+    found = next((place / said for place in (Path(), *home.resolve().parents) if (place / said).is_dir()), None)
+    if found is None:
+        raise ArtifactError(
+            f"The captions of {home} come from the set {said}, which is neither here nor above the run: start from the "
+            "folder that the run was made in, or take a pipeline that save_pretrained wrote there."
+        )
+    return found
 
 
 def _saved(home: Path) -> dict[str, Any]:
@@ -267,14 +283,20 @@ def new_directory(target: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         raise ArtifactError(
             f"{target} holds other things (it has no {marker}) and is not overwritten: choose another directory."
         )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -51,6 +51,11 @@ def noise_of(generator: Any, subjects: Sequence[int], draws: int | None) -> list
         if not isinstance(item, list | tuple):
             found.append(picture_noise(_seed(item), [who], [0], count)[0])
             continue
+        if any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in item):
+            raise ConfigError(
+                "generator has a list for a trial, expected for each draw a pair of torch.Generators, for prior and "
+                "picture: make it with EEGToImagePipeline.generators(…)."
+            )
         wanted = len(found[0]) if draws is None and found else draws or len(item)
         if len(item) != wanted:
             raise ConfigError(

@@ -32,6 +32,24 @@ class PictureInputs:
         return int(self.image_embeds.shape[1])
 
 
+def check_finite(values: Tensor, name: str) -> None:
+    """Refuse numbers that are none.
+
+    Args:
+        values: (n, …), a row a trial.
+        name: What they are, for messages.
+
+    Raises:
+        DataError: Names the first trial, counted from 0.
+    """
+    bad = (~values.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"{name} hold NaN or infinity in trial {bad[0]} ({len(bad)} of {len(values)} trials), expected finite "
+            "numbers: is the EEG in the unit that was trained on?"
+        )
+
+
 def vocabulary(inputs: Sequence[PictureInputs]) -> list[str]:
     """Every prompt once, sorted: batches hold numbers, so rows name a prompt by its place in here."""
     return sorted({words for one in inputs for row in one.captions or () for words in row})

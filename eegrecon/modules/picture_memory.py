@@ -82,7 +82,7 @@ def enough_memory(advice: str, what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # an OutOfMemoryError is a RuntimeError; the CPU's has no own kind
         words = str(error).lower()
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
-            said in words for said in ("out of memory", "not enough memory", "can't allocate memory")
+            said in words for said in ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
         ):
             raise
         raise ConfigError(f"There is not enough memory for {what}: try {advice}.") from error

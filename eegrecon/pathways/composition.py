@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eegrecon.artifacts import input_record
 from eegrecon.config import PathwaysConfig
-from eegrecon.data.picture_rows import PictureInputs
+from eegrecon.data.picture_rows import PictureInputs, check_finite
 from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.pathways.low_level import FOLDERS, LatentSource, check_latents, open_latents
 from eegrecon.pathways.semantic import Words
@@ -111,10 +111,14 @@ class Pathways:
         """What was decoded from EEG.
 
         Args:
-            eeg: (n, n_chans, n_times) in the store's unit.
+            eeg: (n, n_chans, n_times) in the store's unit; only read where latents are predicted.
             subject: (n,) int.
             image_embeds: (n, draws, dim), the prior's.
+
+        Raises:
+            DataError: Embeddings that are not finite, whether they condition the picture or only its caption.
         """
+        check_finite(image_embeds, "the prior's image embeddings")
         latents = None if self.latents is None else self.latents.predict(eeg, subject)
         return self._put_together(image_embeds, latents)
 

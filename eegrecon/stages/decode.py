@@ -60,6 +60,11 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1.")
     if options.subject < 0:
         raise ConfigError(f"--subject is {options.subject}, expected an id from 1, or 0 for an unknown subject.")
+    for name, read in (("FILE", path), ("--run", Path(options.run))):
+        if options.overwrite and read.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(
+                f"{name} {read} lies in --out {out}, which --overwrite would replace as a whole: name another folder."
+            )
     from eegrecon.pipeline_files import new_directory
 
     with new_directory(out, RECORD, options.overwrite) as folder:
@@ -116,7 +121,9 @@ def _decode(pipe: EEGToImagePipeline, eeg: Any, options: argparse.Namespace, fol
         eeg_embeds, image_embeds = pipe.embed(trials, subject=subjects, generator=noise)
         bars.update(task, completed=n)
         task, place = bars.add_task("pictures", total=n * draws), 0
-        for batch in pipe.generate(image_embeds, generator=noise, batch_size=options.batch_size):
+        told = pipe.told(trials, image_embeds, subject=subjects)
+        more = {"latents": told.latents, "captions": told.captions, "batch_size": options.batch_size}
+        for batch in pipe.generate(told.image_embeds, generator=noise, **more):
             for picture in batch:
                 trial, draw = divmod(place, draws)
                 small = _write(picture, folder / picture_name(trial, draw))
@@ -125,8 +132,8 @@ def _decode(pipe: EEGToImagePipeline, eeg: Any, options: argparse.Namespace, fol
                 place += 1
             bars.update(task, completed=place)
     _write_grid(pipe, options, folder, sorted(shown), kept, n)
-    _write_embeds(folder, eeg_embeds, image_embeds, subjects)
-    _write_record(pipe, options, folder, n)
+    _write_embeds(folder, eeg_embeds, image_embeds, subjects, told.latents)
+    _write_record(pipe, options, folder, n, told.captions)
     return n
 
 
@@ -162,16 +169,20 @@ def _write_grid(
     save_picture(grid, folder / GRID)
 
 
-def _write_embeds(folder: Path, eeg_embeds: Tensor, image_embeds: Tensor, subjects: list[int]) -> None:
+def _write_embeds(
+    folder: Path, eeg_embeds: Tensor, image_embeds: Tensor, subjects: list[int], latents: Tensor | None
+) -> None:
     import torch
     from safetensors.torch import save_file
 
     arrays = {"eeg_embeds": eeg_embeds, "pred_image_embeds": image_embeds}
+    if latents is not None:
+        arrays["pred_latents"] = latents
     arrays["subject"] = torch.tensor(subjects, dtype=torch.int32)
     save_file({name: value.contiguous() for name, value in arrays.items()}, folder / EMBEDS)
 
 
-def _write_record(pipe: EEGToImagePipeline, options: argparse.Namespace, folder: Path, n: int) -> None:
+def _write_record(pipe: EEGToImagePipeline, options: argparse.Namespace, folder: Path, n: int, captions: Any) -> None:
     from eegrecon.artifacts import sha256_file, write_json
     from eegrecon.manifest import package_versions
 
@@ -180,9 +191,11 @@ def _write_record(pipe: EEGToImagePipeline, options: argparse.Namespace, folder:
         "file": {"path": str(path), "sha256": sha256_file(path)},
         "run": {"path": str(options.run), "manifests": plan.stages},
         "generator": {"name": plan.generator.name, "args": plan.generator.args},
+        "pathways": dataclasses.asdict(plan.pathways),
         "sample": dataclasses.asdict(plan.sample),
         "trials": n,
         **{name: getattr(options, name) for name in ("subject", "seed", "images")},
+        **({"captions": captions} if captions is not None else {}),
         "versions": package_versions(),
     }
     write_json(folder / RECORD, record)

@@ -14,7 +14,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "experiments" not in pa
 
 # Higher may import lower. Packages of one number do not import each other.
 LAYERS = {
-    "__main__": 6, "cli": 5, "stages": 4, "pipeline": 3.8, "pipeline_files": 3.6, "pipeline_noise": 3.6,
+    "__main__": 6, "cli": 5, "stages": 4, "pipeline": 3.8, "pipeline_checks": 3.6, "pipeline_files": 3.6,
+    "pipeline_noise": 3.6,
     "pathways": 3.2,
     "modules": 3, "callbacks": 3, "datamodule": 3, "loading": 3, "analysis": 3, "report": 3,
     "data": 2, "pocket": 2, "models": 2, "diffusion": 2, "losses": 2, "metrics": 2,

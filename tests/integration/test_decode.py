@@ -1,6 +1,8 @@
 """`eegrecon decode`: a file of trials in, a folder of pictures out, whole or not at all."""
 
 import json
+import os
+import shutil
 
 import mne
 import numpy as np
@@ -78,6 +80,29 @@ def test_epochs_and_overwriting(place, tmp_path, capsys):
         capsys, decode(place, tmp_path / "mine", "eeg.npy", "--overwrite")
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
+def test_overwriting_never_takes_what_is_read_or_what_was_there(place, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert decode(place, out) == 0
+    shutil.copyfile(place / "eeg.npy", out / "mine.npy")
+    capsys.readouterr()
+    assert "FILE " in (said := sentence(capsys, decode(place, out, out / "mine.npy", "--overwrite")))
+    assert "mine.npy lies in --out" in said
+    assert (out / "mine.npy").is_file()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    real = os.replace
+
+    def interrupted(source, target):
+        if str(source).endswith(".tmp"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert decode(place, out, "eeg.npy", "--overwrite", "--seed", "1") == 130
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_every_slip_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys, monkeypatch):

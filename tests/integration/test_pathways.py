@@ -1,5 +1,6 @@
 """Any subset of the pathways, in `reconstruct` and in the pipeline object."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -14,16 +15,18 @@ import eegrecon
 from eegrecon import EEGToImagePipeline
 from eegrecon.analysis.captions import caption_ranks
 from eegrecon.artifacts import load_embeds, new_manifest, read_manifest, write_manifest
-from eegrecon.config import Choice, ExtractTargetsConfig, SemanticConfig, SetConfig, load, to_dict
+from eegrecon.cli import main
+from eegrecon.config import Choice, ExtractTargetsConfig, SemanticConfig, SetConfig, load, parse_yaml, to_dict
 from eegrecon.data import ImageSet, TargetStore, TargetStoreWriter, held_out_concepts, target_dir
 from eegrecon.data.layout import projector_dir
-from eegrecon.errors import ArtifactError, ConfigError
+from eegrecon.errors import ArtifactError, ConfigError, DataError
 from eegrecon.metrics.features import picture_tensor
 from eegrecon.models.captioners import git
 from eegrecon.models.captioners.projector import PixelProjector
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.pathways.low_level import predicted_latents
 from eegrecon.pathways.semantic import Words, words_of
+from eegrecon.pipeline_files import read_plan
 from eegrecon.stages import evaluate, extract_targets, reconstruct, train_low_level, train_projector
 from eegrecon.stages.upstream import generator_input
 from tests.builders import write_store_manifest
@@ -237,6 +240,34 @@ def test_the_pipeline_makes_the_same_pictures_and_takes_the_pathway_along(home, 
         EEGToImagePipeline.from_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("name", ["both", "low_level"])
+def test_decode_goes_through_the_pathways_of_the_run(home, made, tmp_path, name):
+    eeg = np.load(home / "data/pocket/trials/sub-01/test_eeg.npy").astype(np.float32).mean(1)
+    np.save(tmp_path / "eeg.npy", eeg)
+    pipe = EEGToImagePipeline.from_pretrained(made[name].parent)
+    wanted = pipe(eeg, subject=1, generator=3)
+    words = ["--run", str(made[name].parent), "--out", str(tmp_path / "out"), "--subject", "1", "--seed", "3"]
+    assert main(["decode", str(tmp_path / "eeg.npy"), *words]) == 0
+    for i in range(N):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{i:04d}.png"), dtype=int)
+        assert np.abs(found - np.asarray(wanted.images[i][0], dtype=int)).max() <= 1
+    record = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert record["pathways"] == dataclasses.asdict(pipe.plan.pathways)
+    assert "captions" not in record
+    latents = load_file(tmp_path / "out" / "embeds.safetensors")["pred_latents"]
+    torch.testing.assert_close(latents, pipe.told(eeg, wanted.image_embeds, subject=1).latents)
+
+
+def test_embeddings_that_are_no_numbers_are_refused_where_nothing_shows_them(home, made, monkeypatch):
+    """Without the prior in the picture they would end in its caption alone."""
+    pipe = EEGToImagePipeline.from_pretrained(made["low_level"].parent)
+    eeg = np.load(home / "data/pocket/trials/sub-01/test_eeg.npy").astype(np.float32).mean(1)
+    real = pipe.prior.sample
+    monkeypatch.setattr(pipe.prior, "sample", lambda *args, **more: real(*args, **more).log())  # of negative ones
+    with pytest.raises(DataError, match=r"the prior's image embeddings hold NaN or infinity in trial 0"):
+        pipe(eeg, generator=0)
+
+
 def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeypatch):
     monkeypatch.setattr(git, "load_git", lambda name, num_beams: Spelling())
 
@@ -270,6 +301,33 @@ def test_captions_reach_the_prompt_and_are_scored(home, words, tmp_path, monkeyp
         found = np.stack([np.asarray(one, dtype=int) for row in output.images for one in row])
         assert np.abs(found - pixels(reads)).max() <= 1
     assert (tmp_path / "saved" / "projector" / "model.safetensors").is_file()
+    np.save(tmp_path / "eeg.npy", eeg)
+    decode = ["decode", str(tmp_path / "eeg.npy"), "--subject", "1", "--out", str(tmp_path / "out")]
+    assert main([*decode, "--run", str(reads.parent)]) == 0
+    wanted = pipe(eeg, subject=1, generator=0)
+    with torch.no_grad():
+        said = [Spelling().caption(projector(rows)) for rows in wanted.image_embeds]
+    assert json.loads((tmp_path / "out" / "decode.json").read_text())["captions"] == said
+    for i in range(N):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{i:04d}.png"), dtype=int)
+        assert np.abs(found - np.asarray(wanted.images[i][0], dtype=int)).max() <= 1
+
+
+def test_captions_are_found_from_the_run_or_missed_in_a_sentence(home, made, tmp_path, monkeypatch):
+    """The config names the set relative to where the run was made."""
+    run = tmp_path / "project" / "runs" / "reads"
+    shutil.copytree(made["prior"].parent, run, symlinks=True)
+    config = run / "reconstruct" / "config.yaml"
+    says = parse_yaml(config.read_text())
+    says["data"]["root"] = "data"
+    says["pathways"]["semantic"]["source"] = "retrieval"
+    config.write_text(json.dumps(says))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"come from the set data/pocket, which is neither here nor above the run"):
+        read_plan(run)
+    (tmp_path / "project" / "data").symlink_to(home / "data")
+    assert read_plan(run).words.names
 
 
 @pytest.fixture(scope="module")

@@ -148,10 +148,22 @@ def test_settings_are_honoured_for_one_call(pipe, eeg):
     ("change", "error", "says"),
     [
         ({"output_type": "np"}, ConfigError, "output_type is 'np', expected one of pil, pt"),
-        ({"num_images_per_trial": 0}, ConfigError, "num_images_per_trial is 0, expected at least 1"),
+        ({"num_images_per_trial": 0}, ConfigError, "num_images_per_trial is 0, expected a whole number of at least 1"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
-        ({"guidance_scale": -1.0}, ConfigError, "guidance_scale is -1.0, expected at least 0"),
+        ({"guidance_scale": -1.0}, ConfigError, "guidance_scale is -1.0, expected a finite number of at least 0"),
         ({"prior_num_inference_steps": 0}, ConfigError, "prior_num_inference_steps is 0"),
+        ({"num_images_per_trial": 1.5}, ConfigError, "num_images_per_trial is 1.5, expected a whole number"),
+        ({"num_inference_steps": 2.5}, ConfigError, "num_inference_steps is 2.5, expected a whole number"),
+        ({"batch_size": 1.5}, ConfigError, "batch_size is 1.5, expected a whole number"),
+        ({"guidance_scale": "3"}, ConfigError, "guidance_scale is '3', expected a finite number"),
+        ({"guidance_scale": float("inf")}, ConfigError, "guidance_scale is inf, expected a finite number"),
+        (
+            {"num_inference_steps": 2000},
+            ConfigError,
+            "is 2000, but this scheduler was made for 1000",
+        ),
+        ({"prior_num_inference_steps": 2000}, ConfigError, "cannot make 2000 steps"),
+        ({"generator": [[(1, 2)]] + [[1]] * 5}, ConfigError, "expected for each draw a pair of torch.Generators"),
         ({"subject": -1}, ConfigError, "subject is -1, expected an id from 1"),
         ({"subject": [1, 2]}, ConfigError, "or 6 of them"),
         ({"subject": "one"}, ConfigError, "subject is 'one'"),
@@ -176,8 +188,59 @@ def test_eeg_that_does_not_fit(pipe, eeg, capsys):
         pipe(as_epochs(eeg).drop_channels(["Oz", "O1"]))
     with pytest.raises(DataError, match="another unit than MNE's"):
         pipe(as_epochs(eeg * 1e6))
+    with pytest.raises(DataError, match="list of trials of different shapes"):
+        pipe([eeg[0], eeg[1, :60]])
+    with pytest.raises(DataError, match=r"is a EpochsSpectrum, expected mne\.Epochs"):
+        pipe(as_epochs(eeg).compute_psd(verbose=False))
     pipe(eeg[:1] * 1e-6, generator=0)
     assert re.search("the EEG varies .*e-07 times .* is its unit µV", capsys.readouterr().err)
+
+
+def test_any_numbers_of_the_right_shape_will_do(pipe, eeg):
+    """Such as an array that was written on another machine; as on an array of float32."""
+    wanted = pipe(eeg[:2], generator=0, output_type="pt").images[0][0]
+    for kind in (">f4", "<f8", np.longdouble, "<f4"):
+        found = pipe(eeg[:2].astype(kind), generator=0, output_type="pt").images[0][0]
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image_embeds": torch.zeros(2, 256)}, r"must be \(trials, draws, 256\).*got \(2, 256\)"),
+        ({"image_embeds": torch.zeros(2, 1, 255)}, r"must be \(trials, draws, 256\).*got \(2, 1, 255\)"),
+        ({"image_embeds": torch.zeros(0, 1, 256)}, r"got \(0, 1, 256\)"),
+        ({"latents": torch.zeros(4, 4, 2, 2)}, r"latents must be .*2.* got \(4, 4, 2, 2\)"),
+        ({"captions": [["one"]]}, "captions must be 2 lists of 1 prompts"),
+        (
+            {"image_embeds": torch.tensor([1.0, torch.nan])[:, None, None].repeat(1, 1, 256)},
+            r"in trial 1 \(1 of 2 ",
+        ),
+    ],
+)
+def test_a_generator_that_is_told_something_odd(pipe, change, says):
+    with pytest.raises(DataError, match=says):
+        list(pipe.generate(**{"image_embeds": torch.zeros(2, 1, 256), "batch_size": 1, **change}))
+
+
+def test_memory_that_is_full_before_the_first_picture(home, pipe, eeg, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(pipe.pathways, "decoded", full)
+    with pytest.raises(ConfigError, match="not enough memory for latents and captions of the trials: try fewer trials"):
+        pipe(eeg, generator=0)
+    monkeypatch.setattr(EEGToImagePipeline, "to", full)
+    with pytest.raises(ConfigError, match="not enough memory for the networks: try another device"):
+        EEGToImagePipeline.from_pretrained(home / "run")
+
+
+def test_the_batch_that_fits_is_reckoned_with_the_guidance_that_is_asked_for(pipe, eeg, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "fitting_batch", lambda generator, _: seen.append(generator.guidance_scale) or 1)
+    monkeypatch.setattr(pipe, "plan", dataclasses.replace(pipe.plan, batch_size=0))
+    pipe(eeg[:1], generator=0, guidance_scale=7.5)
+    assert seen == [7.5]
 
 
 def test_a_full_memory_names_the_batch_to_try(pipe, eeg, monkeypatch):
@@ -268,6 +331,13 @@ def test_the_hub_comes_from_its_cache_or_says_what_to_fetch(pipe, eeg, tmp_path,
     pipe.save_pretrained(cached / "snapshots" / ("a" * 40))
     found = EEGToImagePipeline.from_pretrained("somebody/brains", cache_dir=tmp_path)
     torch.testing.assert_close(found(eeg[:1], generator=0).image_embeds, pipe(eeg[:1], generator=0).image_embeds)
+
+
+def test_a_misspelt_run_says_that_its_folder_is_here(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    (home / "runs").mkdir(exist_ok=True)
+    with pytest.raises(ArtifactError, match="the folder runs is here, but holds no typo"):
+        EEGToImagePipeline.from_pretrained("runs/typo")
 
 
 def test_push_uploads_what_save_writes(home, pipe, monkeypatch, capsys):

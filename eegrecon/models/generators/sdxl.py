@@ -111,6 +111,12 @@ class SDXLGenerator(nn.Module):
             ConfigError: It cannot, with what to change.
         """
         self.prompt_embeds.check(captions=captions)
+        most = int(self._pipe.scheduler.config.num_train_timesteps)
+        if self.num_inference_steps > most:
+            raise ConfigError(
+                f"generator.args: num_inference_steps is {self.num_inference_steps}, but this scheduler was made for "
+                f"{most} at most: lower it."
+            )
         if latents and int(self.num_inference_steps * self.strength) < 1:
             raise ConfigError(
                 f"generator.args: strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to "
