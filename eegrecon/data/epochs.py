@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from eegrecon.data.references import check_reference
 from eegrecon.errors import DataError
 
 # How much the EEG's spread may differ from the training trials' before a wrong unit is suspected (V for µV: 1e6).
@@ -45,6 +46,7 @@ class EEGFormat:
         baseline: Seconds whose mean was subtracted; None: none was, if `baseline_known`.
         baseline_known: Whether the manifest says anything about a baseline.
         band: Hz that were kept by a filter, or None.
+        reference: What the trials were re-referenced to (`eegrecon.data.references`), or how they were recorded.
     """
 
     ch_names: tuple[str, ...]
@@ -55,6 +57,7 @@ class EEGFormat:
     baseline: tuple[float, float] | None = None
     baseline_known: bool = False
     band: tuple[float, float] | None = None
+    reference: str | None = None
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, Any]) -> EEGFormat:
@@ -78,6 +81,7 @@ class EEGFormat:
             baseline=baseline,
             baseline_known=known,
             band=None if band is None else (float(band[0]), float(band[1])),
+            reference=done.get("reference"),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -166,6 +170,8 @@ def from_epochs(epochs: Any, wanted: EEGFormat, channel_std: np.ndarray | None =
         )
     factor = _unit_factor(wanted)
     names, notes = _channels(epochs, wanted)
+    if wanted.unit == "uV":
+        notes += check_reference(epochs, wanted.reference, _as_array(wanted))
     start = _first_sample(epochs, wanted, notes)
     baseline = _baseline(epochs, wanted)
     import mne
@@ -197,8 +203,12 @@ def _samples(epochs: Any, names: list[str]) -> np.ndarray:
         raise DataError(f"The epochs' samples cannot be read ({' '.join(str(error).split())[:200]}).") from error
 
 
+def _as_array(wanted: EEGFormat) -> str:
+    return f"an array (trials, {len(wanted.ch_names)}, {wanted.n_times}) of {wanted}"
+
+
 def _unit_factor(wanted: EEGFormat) -> float:
-    as_array = f"pass an array (trials, {len(wanted.ch_names)}, {wanted.n_times}) of {wanted}"
+    as_array = f"pass {_as_array(wanted)}"
     if wanted.unit in ("mvnn", "zscore"):
         needs = {
             "mvnn": "whitened by the noise covariance of their session's training trials, over several repetitions of "
