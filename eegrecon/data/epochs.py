@@ -76,7 +76,7 @@ class EEGFormat:
             ch_names=tuple(data["channels"]),
             n_times=int(data["n_times"]),
             sfreq=data.get("sfreq"),
-            tmin=data["window"][0] if "window" in data else None,
+            tmin=_stored_time(data),
             unit=data.get("unit"),
             baseline=baseline,
             baseline_known=known,
@@ -94,6 +94,18 @@ class EEGFormat:
         if self.sfreq is not None and self.tmin is not None:
             text += f" ({self.tmin:g} to {self.tmin + self.n_times / self.sfreq:g} s at {self.sfreq:g} Hz)"
         return text if self.unit is None else f"{text} in {UNIT_WORDS[self.unit]}"
+
+
+def _stored_time(data: Mapping[str, Any]) -> float | None:
+    """When the first sample of the window was taken, by the rounding of `TrialStore.select_window`.
+
+    Samples of a store are counted from its own first one. Manifests that do not say when that was are of stores that
+    began at onset, or whole samples before it.
+    """
+    if "window" not in data or data.get("sfreq") is None:
+        return data["window"][0] if "window" in data else None
+    start, first, rate = float(data["window"][0]), float(data.get("tmin", 0.0)), float(data["sfreq"])
+    return round(first + round((start - first) * rate) / rate, 9)
 
 
 def checked_array(eeg: Any, wanted: EEGFormat, what: str = "the EEG") -> np.ndarray:

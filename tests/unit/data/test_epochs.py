@@ -10,6 +10,7 @@ import pytest
 from eegrecon.data.channels import THINGS_EEG2_CHANNELS
 from eegrecon.data.epochs import EEGFormat, checked_array, from_epochs, is_odd, spread
 from eegrecon.data.preprocess import PreprocessParams, Recording, epoch_blocks
+from eegrecon.data.trials import TrialStore
 from eegrecon.errors import DataError
 
 WANTED = EEGFormat(("Oz", "O1", "Pz"), 250, 250.0, 0.0, "uV", (-0.2, 0.0), True)
@@ -166,6 +167,32 @@ def test_references_that_change_nothing():
     with magnetic.info._unlock():
         magnetic.info["custom_ref_applied"] = 1  # of the EEG that was recorded with it
     assert from_epochs(magnetic, replace(WANTED, unit="fT"))[0].shape == (3, 3, 250)
+
+
+@pytest.mark.parametrize("tmin", [-0.1, -0.2, -0.3, -0.5])
+@pytest.mark.parametrize("window", [0.05, 0.042, 0.1, 0.0, 0.126])
+@pytest.mark.parametrize("first", [0.0, -0.2, 0.002])
+def test_the_window_starts_at_the_sample_that_training_saw(tmin, window, first):
+    """Oracle: the store's own choice of samples, on a ramp that says the time of each."""
+
+    class Store(TrialStore):
+        def __init__(self):
+            self.tmin, self.sfreq, self.n_times, self.path = first, 250.0, 250, Path("x")
+
+    chosen = Store().select_window((window, window + 0.4))
+    seen = first + np.arange(250)[chosen] / 250
+    data = {
+        "channels": ["Oz"], "n_times": len(seen), "sfreq": 250.0, "window": [window, window + 0.4], "unit": "uV",
+        "preprocessing": {"baseline": None}, "tmin": first,
+    }  # fmt: skip
+    given = epochs(names=("Oz",), sfreq=250.0, tmin=tmin)
+    given._data[:] = given.times * 1e-6
+    off = abs(((tmin - first) * 250 + 0.25) % 1 - 0.25)  # nearest sample where the two grids do not meet
+    found = from_epochs(given, EEGFormat.from_manifest(data))[0]
+    np.testing.assert_allclose(found[0, 0], seen, atol=off / 250 + 1e-5)
+    if first == 0:  # as of manifests that do not say when their stores began
+        del data["tmin"]
+        np.testing.assert_array_equal(found, from_epochs(given, EEGFormat.from_manifest(data))[0])
 
 
 def test_recordings_and_averages_are_no_epochs():
