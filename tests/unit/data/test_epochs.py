@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eegrecon.data.channels import THINGS_EEG2_CHANNELS
-from eegrecon.data.epochs import EEGFormat, checked_array, from_epochs, is_odd, spread
+from eegrecon.data.epochs import EEGFormat, checked_array, from_epochs
 from eegrecon.data.preprocess import PreprocessParams, Recording, epoch_blocks
 from eegrecon.data.trials import TrialStore
 from eegrecon.errors import DataError
@@ -24,9 +24,9 @@ def epochs(names=("Pz", "Fp1", "Oz", "O1"), sfreq=RAW, tmin=-0.2, tmax=1.0, kind
     return mne.EpochsArray(data, info, tmin=tmin, baseline=more.pop("baseline", None), verbose=False)
 
 
-def refused(given, wanted=WANTED, **more):
+def refused(given, wanted=WANTED, channel_std=None):
     with pytest.raises(DataError) as found:
-        from_epochs(given, wanted, **more)
+        from_epochs(given, wanted, channel_std)
     text = str(found.value)
     assert text.endswith(".")
     assert "\n" not in text
@@ -195,6 +195,45 @@ def test_the_window_starts_at_the_sample_that_training_saw(tmin, window, first):
         np.testing.assert_array_equal(found, from_epochs(given, EEGFormat.from_manifest(data))[0])
 
 
+def with_channels(factors, n=3):
+    """Epochs of 10 channels that vary as in training but for these factors."""
+    names = ("Oz", "O1", "Pz", "O2", "P3", "P4", "P5", "P6", "P7", "P8")
+    given, wanted = epochs(names=names, n=n), replace(WANTED, ch_names=names)
+    std = from_epochs(given[:64], wanted)[0].std(axis=(0, 2))
+    for name, factor in factors.items():
+        given._data[:, names.index(name)] *= factor
+    return given, wanted, std
+
+
+def test_single_channels_in_another_unit_are_named_whatever_the_median():
+    four = dict.fromkeys(("Oz", "O1", "P3", "P8"), 1e6)
+    assert refused(*with_channels(four)) == (
+        "Some channels of the epochs vary far from what they did in the encoder's training trials once MNE's volts are "
+        "turned into µV (how many times as much: Oz 1e+06, O1 1e+06, P3 1e+06, P8 1e+06): scale those that are in "
+        "another unit, and if they are bad, mend them with epochs.interpolate_bads, or pass an array in the encoder's "
+        "unit."
+    )
+    assert "as much: P3 0.001)" in refused(*with_channels({"P3": 1e-3}))
+    assert "vary 1e+06 times as much" in refused(*with_channels(dict.fromkeys(with_channels({})[1].ch_names, 1e6)))
+    assert from_epochs(*with_channels({}))[1] == []
+    note = "channels that vary more or less than in training, by this factor: O1 0.005, P3 1.5e+02"
+    assert from_epochs(*with_channels({"P3": 150, "O1": 0.005}))[1] == [note]
+
+
+def test_epochs_without_numbers_are_no_other_unit():
+    everything = dict.fromkeys(with_channels({})[1].ch_names, 0.0)
+    says = "The epochs hold nothing but zeros: check how they were made and read."
+    assert refused(*with_channels(everything)) == says
+    says = (
+        "Channels of the epochs are constant within each of the first 3 trials, as if nothing had been recorded there "
+        "(O1, P4): mend them with epochs.interpolate_bads, or pass an array in the encoder's unit."
+    )
+    assert refused(*with_channels({"O1": 0.0, "P4": 0.0})) == says
+    most = {name: 0.0 for name in everything if name != "Oz"}
+    assert "the first 64 trials" in (text := refused(*with_channels(most, n=70)))
+    assert "(O1, Pz, O2, P3, P4, P5, P6, P7, and 1 more)" in text
+
+
 def test_recordings_and_averages_are_no_epochs():
     raw = mne.io.RawArray(np.zeros((1, 500)), mne.create_info(["Oz"], 250.0, "eeg"), verbose=False)
     for thing in (raw, epochs().average()):
@@ -225,16 +264,3 @@ def test_arrays_are_checked_and_left_alone():
     good[280, 1, 7] = 1e39
     with pytest.raises(DataError, match=r"e\+38 in|e\+39 in trial 280 at O1, sample 7"):
         checked_array(good, WANTED)
-
-
-def test_the_spread_is_odd_when_the_unit_is_wrong():
-    eeg = np.random.default_rng(0).standard_normal((9, 3, 250)) * np.array([1, 2, 4])[:, None]
-    std = np.array([1.0, 2.0, 4.0])
-    assert spread(eeg, std) == pytest.approx(1, abs=0.05)
-    assert [is_odd(spread(eeg * scale, std)) for scale in (1e-6, 0.02, 50, 1e6, np.nan)] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-    ]
