@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,6 +136,9 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 def read_manifest(directory: Path, *, verify: bool = True, fix: str = "") -> Manifest:
     """Read a stage's manifest: it exists, its schema is known and (with `verify`) its files hash to what it says.
 
+    A manifest may come from a stranger's repository, and its outputs are read and copied: names that leave the
+    directory are refused, verified or not.
+
     Args:
         directory: The stage directory.
         verify: Also hash every output.
@@ -160,6 +163,7 @@ def read_manifest(directory: Path, *, verify: bool = True, fix: str = "") -> Man
         odd = ", ".join(sorted(set(values) ^ known))
         raise ArtifactError(f"{path} lacks or adds fields ({odd}): make the directory again with --overwrite.")
     manifest = Manifest(**values)
+    _check_output_names(path, manifest.outputs)
     if verify:
         _check_outputs_exist(directory, manifest)
         for name, record in manifest.outputs.items():
@@ -333,6 +337,22 @@ def _differing_keys(directory: Path, cfg_yaml: str) -> list[str]:
     except (OSError, UnicodeDecodeError, ConfigError):
         return []
     return diff(old, parse_yaml(cfg_yaml))
+
+
+def _check_output_names(path: Path, outputs: Any) -> None:
+    """Every output is a file below the manifest's own directory, on every system."""
+    if not isinstance(outputs, dict) or not all(isinstance(record, dict) for record in outputs.values()):
+        raise ArtifactError(
+            f"{path} must list its outputs as names with what is known of each: make the directory again with "
+            "--overwrite."
+        )
+    for name in outputs:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or set(name) & set("\\:\0"):
+            raise ArtifactError(
+                f"{path} lists the output {name!r}, expected the name of a file inside {path.parent}: do not use this "
+                "directory unless you know who made it; make or fetch it again."
+            )
 
 
 def _check_outputs_exist(directory: Path, manifest: Manifest) -> None:

@@ -170,7 +170,8 @@ class ThingsDataModule(lightning.LightningDataModule):
         chosen = first.select_channels(self._selection["channels"])
         self.ch_names = [first.ch_names[i] for i in chosen]
         self.n_chans, self.n_times = len(chosen), samples.stop - samples.start
-        self.sfreq, self.unit, self.preprocessing = first.sfreq, first.unit, first.header["preprocessing"]
+        self.sfreq, self.tmin, self.unit = first.sfreq, first.tmin, first.unit
+        self.preprocessing = first.header["preprocessing"]
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -203,7 +204,8 @@ class ThingsDataModule(lightning.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """For the manifest's `data`: set, subjects, channels in order, sampling, window, preprocessing, split, trials.
 
-        `subjects` are those that are trained on, `test_subjects` those whose test trials this is for.
+        `subjects` are those that are trained on, `test_subjects` those whose test trials this is for. Samples of
+        `window` are counted from `tmin`, the time of the stores' first one.
         """
         return {
             "set": self.trials[0].set,
@@ -214,7 +216,7 @@ class ThingsDataModule(lightning.LightningDataModule):
             "keep_repetitions": plain(self._selection["repetitions"]),
             "trials_per_subject": "all" if self._budget is None else self._budget,
             **{name: getattr(self, name) for name in ("subjects", "test_subjects", "permute_labels")},
-            **{name: getattr(self, name) for name in ("n_chans", "n_times", "sfreq", "unit", "preprocessing")},
+            **{name: getattr(self, name) for name in ("n_chans", "n_times", "sfreq", "tmin", "unit", "preprocessing")},
             "images_sha256": self.images.sha256,
             "split": self.split.describe(),
         }

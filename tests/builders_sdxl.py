@@ -43,5 +43,6 @@ def tiny_vae(size: int = 16, seed: int = 0) -> torch.nn.Module:
 
 def tiny_sdxl(directory: Path, dim: int = 12, size: int = 16, conditioning: dict | None = None) -> Path:
     """Write the pipeline directory (float32, so that results compare exactly) and return it."""
-    save_pocket_sdxl(directory, tiny_denoiser(dim, size), tiny_vae(size), torch.float32, conditioning)
+    says = {"model": "tiny", "dim": dim} if conditioning is None else conditioning
+    save_pocket_sdxl(directory, tiny_denoiser(dim, size), tiny_vae(size), torch.float32, says)
     return directory

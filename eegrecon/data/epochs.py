@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from eegrecon.data.references import check_reference
+from eegrecon.data.spreads import LOOKED_AT, is_odd, odd_channels, spread
 from eegrecon.errors import DataError
 
-# How much the EEG's spread may differ from the training trials' before a wrong unit is suspected (V for µV: 1e6).
-ODD_SPREAD = 100.0
+__all__ = ["FROM_MNE", "UNIT_WORDS", "EEGFormat", "checked_array", "from_epochs", "is_odd", "spread"]
+
 BLOCK = 256  # trials that are looked at together
 # Unit of training → MNE's channel types, how many of it are one of MNE's, and what MNE's is called.
 FROM_MNE: dict[str, tuple[frozenset[str], float, str]] = {
@@ -45,6 +47,7 @@ class EEGFormat:
         baseline: Seconds whose mean was subtracted; None: none was, if `baseline_known`.
         baseline_known: Whether the manifest says anything about a baseline.
         band: Hz that were kept by a filter, or None.
+        reference: What the trials were re-referenced to (`eegrecon.data.references`), or how they were recorded.
     """
 
     ch_names: tuple[str, ...]
@@ -55,6 +58,7 @@ class EEGFormat:
     baseline: tuple[float, float] | None = None
     baseline_known: bool = False
     band: tuple[float, float] | None = None
+    reference: str | None = None
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, Any]) -> EEGFormat:
@@ -73,11 +77,12 @@ class EEGFormat:
             ch_names=tuple(data["channels"]),
             n_times=int(data["n_times"]),
             sfreq=data.get("sfreq"),
-            tmin=data["window"][0] if "window" in data else None,
+            tmin=_stored_time(data),
             unit=data.get("unit"),
             baseline=baseline,
             baseline_known=known,
             band=None if band is None else (float(band[0]), float(band[1])),
+            reference=done.get("reference"),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -90,6 +95,18 @@ class EEGFormat:
         if self.sfreq is not None and self.tmin is not None:
             text += f" ({self.tmin:g} to {self.tmin + self.n_times / self.sfreq:g} s at {self.sfreq:g} Hz)"
         return text if self.unit is None else f"{text} in {UNIT_WORDS[self.unit]}"
+
+
+def _stored_time(data: Mapping[str, Any]) -> float | None:
+    """When the first sample of the window was taken, by the rounding of `TrialStore.select_window`.
+
+    Samples of a store are counted from its own first one. Manifests that do not say when that was are of stores that
+    began at onset, or whole samples before it.
+    """
+    if "window" not in data or data.get("sfreq") is None:
+        return data["window"][0] if "window" in data else None
+    start, first, rate = float(data["window"][0]), float(data.get("tmin", 0.0)), float(data["sfreq"])
+    return round(first + round((start - first) * rate) / rate, 9)
 
 
 def checked_array(eeg: Any, wanted: EEGFormat, what: str = "the EEG") -> np.ndarray:
@@ -129,22 +146,6 @@ def checked_array(eeg: Any, wanted: EEGFormat, what: str = "the EEG") -> np.ndar
     return eeg
 
 
-def spread(eeg: np.ndarray, channel_std: np.ndarray) -> float:
-    """How many times as much trials vary as those of training did, (median over channels; nan if it cannot be said).
-
-    Args:
-        eeg: (n, n_chans, n_times); the first 64 trials are looked at.
-        channel_std: (n_chans,) standard deviation of the training trials.
-    """
-    with np.errstate(all="ignore"):
-        return float(np.median(np.asarray(eeg[:64], dtype=np.float64).std(axis=(0, 2)) / channel_std))
-
-
-def is_odd(ratio: float) -> bool:
-    """Whether a spread is more likely a wrong unit than a lively subject."""
-    return bool(np.isfinite(ratio)) and not 1 / ODD_SPREAD < ratio < ODD_SPREAD
-
-
 def from_epochs(epochs: Any, wanted: EEGFormat, channel_std: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
     """`mne.Epochs` in the form the encoder was trained on.
 
@@ -166,6 +167,8 @@ def from_epochs(epochs: Any, wanted: EEGFormat, channel_std: np.ndarray | None =
         )
     factor = _unit_factor(wanted)
     names, notes = _channels(epochs, wanted)
+    if wanted.unit == "uV":
+        notes += check_reference(epochs, wanted.reference, _as_array(wanted))
     start = _first_sample(epochs, wanted, notes)
     baseline = _baseline(epochs, wanted)
     import mne
@@ -177,14 +180,34 @@ def from_epochs(epochs: Any, wanted: EEGFormat, channel_std: np.ndarray | None =
         picked.resample(wanted.sfreq, verbose=False)  # removes what the new rate cannot hold; as in training
     eeg = picked.get_data(copy=False)[:, :, start : start + wanted.n_times] * factor
     eeg = checked_array(eeg, wanted, "what the epochs hold").astype(np.float32)
-    ratio = float("nan") if channel_std is None else spread(eeg, channel_std)
-    if is_odd(ratio):
-        raise DataError(
-            f"The epochs vary {ratio:.2g} times as much as the encoder's training trials once MNE's "
-            f"{FROM_MNE[str(wanted.unit)][2]} are turned into {UNIT_WORDS[str(wanted.unit)]}: they are in another unit "
-            "than MNE's; scale their data first, or pass an array in the encoder's unit."
-        )
+    if channel_std is not None:
+        notes += _check_spread(eeg, wanted, channel_std)
     return eeg, notes
+
+
+def _check_spread(eeg: np.ndarray, wanted: EEGFormat, channel_std: np.ndarray) -> list[str]:
+    """Refuse epochs that hold nothing or are in another unit than MNE's, as a whole or in single channels."""
+    dead, absurd, odd = odd_channels(eeg, channel_std, wanted.ch_names)
+    unit = f"MNE's {FROM_MNE[str(wanted.unit)][2]} are turned into {UNIT_WORDS[str(wanted.unit)]}"
+    mend = "mend them with epochs.interpolate_bads, or pass an array in the encoder's unit"
+    if not eeg.any():
+        raise DataError("The epochs hold nothing but zeros: check how they were made and read.")
+    if is_odd(ratio := spread(eeg, channel_std)) and ratio:
+        raise DataError(
+            f"The epochs vary {ratio:.2g} times as much as the encoder's training trials once {unit}: they are in "
+            "another unit than MNE's; scale their data first, or pass an array in the encoder's unit."
+        )
+    if absurd:
+        raise DataError(
+            f"Some channels of the epochs vary far from what they did in the encoder's training trials once {unit} "
+            f"(how many times as much: {absurd}): scale those that are in another unit, and if they are bad, {mend}."
+        )
+    if dead:
+        raise DataError(
+            f"Channels of the epochs are constant within each of the first {min(LOOKED_AT, len(eeg))} trials, as if "
+            f"nothing had been recorded there ({dead}): {mend}."
+        )
+    return [f"channels that vary more or less than in training, by this factor: {odd}"] if odd else []
 
 
 def _samples(epochs: Any, names: list[str]) -> np.ndarray:
@@ -197,8 +220,12 @@ def _samples(epochs: Any, names: list[str]) -> np.ndarray:
         raise DataError(f"The epochs' samples cannot be read ({' '.join(str(error).split())[:200]}).") from error
 
 
+def _as_array(wanted: EEGFormat) -> str:
+    return f"an array (trials, {len(wanted.ch_names)}, {wanted.n_times}) of {wanted}"
+
+
 def _unit_factor(wanted: EEGFormat) -> float:
-    as_array = f"pass an array (trials, {len(wanted.ch_names)}, {wanted.n_times}) of {wanted}"
+    as_array = f"pass {_as_array(wanted)}"
     if wanted.unit in ("mvnn", "zscore"):
         needs = {
             "mvnn": "whitened by the noise covariance of their session's training trials, over several repetitions of "

@@ -29,6 +29,7 @@ from eegrecon.data.preprocess import (
     n_times,
     open_recording,
 )
+from eegrecon.data.references import AS_RECORDED
 from eegrecon.data.sources import SIDES, file_records, in_order, subject_folder
 from eegrecon.errors import ConfigError, DataError
 
@@ -139,7 +140,12 @@ class RawSource:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Every step's parameters."""
+        """Every step's parameters, and that no step sets another reference than the recording's."""
+        return {**self._steps, "reference": AS_RECORDED}
+
+    @property
+    def _steps(self) -> dict[str, Any]:
+        """What a session's intermediate files depend on."""
         return {"by": "eegrecon.data.preprocess", **asdict(self.params), "sessions": list(self.numbers)}
 
     @property
@@ -247,7 +253,7 @@ class RawSource:
         table = self.trials[session, side]
         trials = np.concatenate(list(table.values()))
         target = self._file(session, side)
-        claim = json.dumps([self.preprocessing, len(trials), str(self.files[session, side])], sort_keys=True)
+        claim = json.dumps([self._steps, len(trials), str(self.files[session, side])], sort_keys=True)
         note = target.with_suffix(".json")
         if target.is_file() and note.is_file() and note.read_text(encoding="utf-8") == claim:
             yield len(trials)

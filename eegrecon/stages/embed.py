@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     if stage.manifest.stage != "train-encoder":
         raise ArtifactError(f"{directory} was made by {stage.manifest.stage}: name a run directory with an encoder/.")
     _check_shape(eeg, eeg_path, stage, directory)
-    _warn(stage.network, options.subject, eeg, eeg_path)
+    _warn(stage, options.subject, eeg, eeg_path)
     shape = _write(stage.network, eeg, eeg_path, options.subject, out, options.batch_size)
     sys.stderr.write(f"eegrecon: embed: wrote {out}: float32 {shape}\n")
     return 0
@@ -143,22 +143,31 @@ def _check_shape(eeg: np.ndarray, path: Path, stage: LoadedStage, directory: Pat
         )
 
 
-def _warn(network: Any, subject: int, eeg: np.ndarray, path: Path) -> None:
+def _warn(stage: Any, subject: int, eeg: np.ndarray, path: Path) -> None:
     """Say on stderr what is legal and yet likely to be a slip."""
-    from eegrecon.data.epochs import is_odd, spread
+    from eegrecon.data.spreads import is_odd, odd_channels, spread
 
-    known = network.known_subjects
+    known, channel_std = stage.network.known_subjects, stage.network.channel_std.cpu().numpy()
     if known is not None and subject not in known.tolist():
         sys.stderr.write(
             f"eegrecon: embed: subject {subject} is none of those the encoder was trained on "
             f"({', '.join(map(str, known.tolist()))}): it is treated as unknown\n"
         )
-    ratio = spread(eeg, network.channel_std.cpu().numpy())
-    if is_odd(ratio):
+    ratio = spread(eeg, channel_std)
+    names = stage.manifest.data.get("channels") or [str(number) for number in range(eeg.shape[1])]
+    dead, *odd = odd_channels(eeg, channel_std, names)
+    if is_odd(ratio) and ratio:
         sys.stderr.write(
             f"eegrecon: embed: the EEG in {path} varies {ratio:.2g} times as much as the encoder's training trials: "
             "is it in their unit?\n"
         )
+    elif single := ", ".join(filter(None, odd)):
+        sys.stderr.write(
+            f"eegrecon: embed: channels of {path} vary more or less than in training, by this factor: {single}: are "
+            "they in the same unit?\n"
+        )
+    if dead:
+        sys.stderr.write(f"eegrecon: embed: channels of {path} are constant within every trial: {dead}\n")
 
 
 def _write(

@@ -153,6 +153,37 @@ def test_a_broken_manifest_is_one_sentence(done, text):
         read_manifest(done)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", "a/../../x", "..", "", ".", "..\\x", "C:\\x", "C:x", "a\0b"]
+)
+def test_an_output_outside_the_directory_is_refused(done, name, verify):
+    """A manifest may come from the hub, and `save_pretrained` copies its outputs."""
+    record = json.loads((done / "manifest.json").read_text())
+    (done.parent.parent / "x").write_text("somebody's")
+    record["outputs"][name] = {"sha256": sha256_file(done.parent.parent / "x"), "bytes": 10}
+    (done / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(ArtifactError) as found:
+        read_manifest(done, verify=verify)
+    assert str(found.value) == (
+        f"{done / 'manifest.json'} lists the output {name!r}, expected the name of a file inside {done}: do not use "
+        "this directory unless you know who made it; make or fetch it again."
+    )
+
+
+def test_outputs_in_folders_are_read_and_lists_are_no_outputs(done):
+    record = json.loads((done / "manifest.json").read_text())
+    (done / "embeds").mkdir()
+    (done / "embeds" / "..train").write_text("x")
+    record["outputs"]["embeds/..train"] = {"sha256": sha256_file(done / "embeds" / "..train"), "bytes": 1}
+    (done / "manifest.json").write_text(json.dumps(record))
+    assert "embeds/..train" in read_manifest(done).outputs
+    for outputs in (["out.npy"], {"out.npy": None}):
+        (done / "manifest.json").write_text(json.dumps(record | {"outputs": outputs}))
+        with pytest.raises(ArtifactError, match=r"must list its outputs as names with what is known of each"):
+            read_manifest(done, verify=False)
+
+
 def test_an_output_that_was_never_written(tmp_path):
     claim(tmp_path)
     manifest = new_manifest("train-encoder", command="x", config_hash="0", seed=0, outputs={"model.safetensors": {}})

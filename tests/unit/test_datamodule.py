@@ -54,6 +54,7 @@ def test_facts_are_known_before_setup(tiny_set):
     assert described["split"]["n_images"] == {"train": 24, "val": 12, "test": 4}
     assert len(described["split"]["sha256"]["val"]) == 64
     assert described["preprocessing"]["baseline"] == [-0.2, 0.0]
+    assert described["tmin"] == dm.trials[0].tmin
 
 
 @pytest.mark.parametrize("repetitions", ["each", "average"])

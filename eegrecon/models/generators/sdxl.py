@@ -80,6 +80,7 @@ class SDXLGenerator(nn.Module):
             )
         self.folder = files.find_base(base, variant)
         adapter = files.find_adapter(self.folder, ip_adapter)
+        self.conditioning = files.conditioning_of(adapter, ip_adapter)
         with files.quiet_diffusers():
             self._pipe = files.load_pipeline(self.folder, dtype, variant)
             self.dim = files.load_adapter(self._pipe, adapter)
@@ -96,7 +97,6 @@ class SDXLGenerator(nn.Module):
         self.strength = float(strength)
         self.latent_shape = (int(self.vae.config.latent_channels), size // factor, size // factor)
         self.scaling_factor = float(self.vae.config.scaling_factor)
-        self.conditioning = files.conditioning_of(adapter)
         self._vae_moments = _vae_moments(self.vae.config)
 
     @property

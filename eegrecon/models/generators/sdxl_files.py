@@ -7,6 +7,7 @@ file's name and the command that fetches it, not a stack of the loader's.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ REPOSITORIES = {
     "sdxl-turbo": "stabilityai/sdxl-turbo",
     "stable-diffusion-xl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+
+EXAMPLE = '{"model": "ViT-H-14", "weights_tag": "laion2b_s32b_b79k", "dim": 1024, "normalised": false}'
 
 # What published adapters were trained on (h94/IP-Adapter README): file stem → target space.
 PUBLISHED_CONDITIONING: dict[str, dict[str, Any]] = {
@@ -90,7 +93,10 @@ def _fetched(repository: str) -> Path:
 
 
 def _needed(folder: Path, variant: str) -> Iterator[str]:
-    """Names of the files that a pipeline folder must hold, as its index says."""
+    """Names of the files that a pipeline folder must hold, as its index says.
+
+    Some of them name others, so each must be looked at before the next is asked for.
+    """
     middle = f".{variant}" if variant else ""
     for name, what in _index(folder).items():
         if not isinstance(what, list) or len(what) != 2 or what[0] is None:
@@ -99,8 +105,7 @@ def _needed(folder: Path, variant: str) -> Iterator[str]:
             yield "scheduler/scheduler_config.json"
         elif name.startswith("tokenizer"):
             yield f"{name}/tokenizer_config.json"
-            if not (folder / name / "tokenizer.json").is_file():
-                yield from (f"{name}/vocab.json", f"{name}/merges.txt")
+            yield from (f"{name}/{file}" for file in _words_of(folder / name))
         elif name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             yield f"{name}/config.json"
             stem = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
@@ -108,7 +113,18 @@ def _needed(folder: Path, variant: str) -> Iterator[str]:
             if not shards.is_file():
                 yield f"{name}/{stem}{middle}.safetensors"
                 continue
+            yield f"{name}/{shards.name}"  # looked at before it is read
             yield from (f"{name}/{part}" for part in sorted(set(json.loads(shards.read_text())["weight_map"].values())))
+
+
+def _words_of(folder: Path) -> tuple[str, ...]:
+    """The vocabulary files of a tokenizer: one, as today's transformers writes them, or the two that were published."""
+    if (folder / "tokenizer.json").is_file():
+        return ("tokenizer.json",)
+    says = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if not (folder / "vocab.json").is_file() and isinstance(says, dict) and "backend" in says:
+        return ("tokenizer.json",)  # it was saved so, as the pocket pipeline's
+    return ("vocab.json", "merges.txt")
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -280,12 +296,39 @@ def load_adapter(pipe: Any, path: Path) -> int:
     return int(pipe.unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features)
 
 
-def conditioning_of(adapter: Path) -> dict[str, Any]:
-    """The target space an adapter was trained on: `conditioning.json` beside it, else its published name, else {}."""
+def conditioning_of(adapter: Path, ip_adapter: str) -> dict[str, Any]:
+    """The target space an adapter was trained on: `conditioning.json` beside it, else by its published name.
+
+    An adapter of somebody's own, of which neither says anything, is told on stderr: embeddings of another space with
+    the same width would be painted without a word.
+
+    Args:
+        adapter: What `find_adapter` gave.
+        ip_adapter: What it was found by; "": a pipeline's own, which always says what it was trained on.
+
+    Raises:
+        DataError: The file is cut short, says something else, or is missing from a pipeline's own adapter folder.
+    """
     beside = adapter.parent / CONDITIONING_FILE
+    cure = "run `make pocket-weights`" if adapter.is_relative_to(POCKET_DIRECTORY) else "copy it again"
+    says: Any = dict(PUBLISHED_CONDITIONING.get(adapter.stem, {}))
     if beside.is_file():
-        return json.loads(beside.read_text())
-    return dict(PUBLISHED_CONDITIONING.get(adapter.stem, {}))
+        if problem := _damaged(beside):
+            raise DataError(f"{beside} is cut short or no such file ({problem}); {cure}.")
+        says = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(says, dict):
+            raise DataError(f"{beside} holds a {type(says).__name__}, expected an object such as {EXAMPLE}; {cure}.")
+    elif not says and not ip_adapter:
+        raise DataError(
+            f"{beside} is missing, which says what embeddings the IP-Adapter beside it was trained on; {cure}, or name "
+            "the adapter in generator.args.ip_adapter."
+        )
+    if not says:
+        sys.stderr.write(
+            f"eegrecon: nothing says what embeddings the IP-Adapter {adapter} was trained on, so only their width is "
+            f"checked: put {EXAMPLE} into {beside}\n"
+        )
+    return dict(says)
 
 
 def torch_dtype_of(name: str) -> torch.dtype:

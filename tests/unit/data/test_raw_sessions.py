@@ -141,7 +141,7 @@ def test_what_the_store_is_told(home, tmp_path):
     assert ours.counts() == {"train": (N_TRAIN, 4), "test": (N_TEST, 8)}
     assert ours.image_index("test").tolist() == [6, 7]
     assert len(ours.sources) == 8
-    assert json.dumps(ours.preprocessing)
+    assert json.loads(json.dumps(ours.preprocessing))["reference"] == "as recorded"
     assert source(home, tmp_path, mvnn="none").unit == "uV"
     assert source(home, tmp_path, crop=0.001).tmin == 0.0  # the sample that is kept, not what was asked for
     assert source(home, tmp_path, band=[1.0, 40.0]).work_bytes > ours.work_bytes

@@ -79,6 +79,17 @@ def test_an_unknown_subject_and_an_odd_unit_are_said(place, capsys):
     )
 
 
+def test_single_odd_channels_are_said(place, capsys):
+    eeg = trials()
+    eeg[:, 0], eeg[:, 1] = 0, eeg[:, 1] * 1e6
+    np.save(place / "eeg.npy", eeg)
+    assert main(words(place)) == 0
+    said = capsys.readouterr().err
+    assert f"channels of {place / 'eeg.npy'} vary more or less than in training, by this factor: " in said
+    assert f"channels of {place / 'eeg.npy'} are constant within every trial: " in said
+    assert "their unit?" not in said
+
+
 @pytest.mark.parametrize(
     ("eeg", "message"),
     [

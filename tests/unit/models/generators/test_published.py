@@ -1,6 +1,7 @@
 """Published checkpoints by configuration alone, on tiny random ones in the same folders, files and keys."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from eegrecon.errors import DataError
 from eegrecon.models.generators.conditioning import mismatches
 from eegrecon.models.generators.latents import load_vae
 from eegrecon.registry import resolve
-from tests.builders_sdxl_published import adapter_of, tiny_published
+from tests.builders_sdxl_published import adapter_of, tiny_published, write_tokenizer
 
 KINDS = {"turbo": (4, 0.0), "base": (6, 5.0)}  # steps and guidance
 SPACES = {1024: ("ViT-H-14", "laion2b_s32b_b79k"), 1280: ("ViT-bigG-14", "laion2b_s39b_b160k")}
@@ -97,13 +98,63 @@ def test_a_file_that_was_cut_short_is_named(copy, name):
             build(copy)
 
 
-def test_tokenizer_words_and_other_pipelines(copy):
-    if (copy / "tokenizer" / "tokenizer.json").is_file():
-        (copy / "tokenizer" / "tokenizer.json").unlink()
-        for name in ("vocab.json", "merges.txt"):
-            (copy / "tokenizer" / name).unlink(missing_ok=True)
+def test_a_tokenizer_that_is_cut_short_is_named(copy):
+    words = copy / "tokenizer_2" / "tokenizer.json"
+    words.write_bytes(words.read_bytes()[:-100])
+    says = (
+        r"tokenizer_2/tokenizer\.json is cut short .*`hf download stabilityai/sdxl-turbo tokenizer_2/tokenizer\.json "
+    )
+    with pytest.raises(DataError, match=says):
+        build(copy)
+
+
+def test_a_tokenizers_words_are_asked_for_as_they_were_saved(copy):
+    """Published CLIP tokenizers are two files, today's transformers (and the pocket pipeline) write one."""
+    folder = copy / "tokenizer"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        DataError, match=r"tokenizer/tokenizer\.json is missing; fetch it with `hf download stabilityai"
+    ):
+        build(copy)
+    says = json.loads((folder / "tokenizer_config.json").read_text())
+    del says["backend"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(says))
     with pytest.raises(DataError, match=r"tokenizer/vocab\.json is missing"):
         build(copy)
+    write_tokenizer(copy.parent / "words", "!")
+    shutil.copy(copy.parent / "words" / "vocab.json", folder)
+    with pytest.raises(DataError, match=r"tokenizer/merges\.txt is missing"):
+        build(copy)
+    shutil.copy(copy.parent / "words" / "merges.txt", folder)
+    build(copy)
+
+
+@pytest.mark.parametrize("text", ['{"model": "ViT-H', "", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_damaged_conditioning_is_named(copy, text):
+    beside = adapter_of(copy).parent / "conditioning.json"
+    beside.write_text(text)
+    with pytest.raises(
+        DataError, match=rf"^{re.escape(str(beside))} is cut short or no such file \(.*\); copy it again\.$"
+    ):
+        build(copy)
+    beside.write_text("[1024]")
+    with pytest.raises(DataError, match=r"conditioning\.json holds a list, expected an object such as \{\"model\": "):
+        build(copy)
+
+
+def test_an_adapter_that_nobody_knows_is_said(copy, capsys):
+    build(copy)
+    assert capsys.readouterr().err == ""
+    mine = adapter_of(copy).rename(adapter_of(copy).with_name("mine.safetensors"))
+    assert build(copy, ip_adapter=str(mine)).conditioning == {}
+    assert capsys.readouterr().err == (
+        f"eegrecon: nothing says what embeddings the IP-Adapter {mine} was trained on, so only their width is checked: "
+        'put {"model": "ViT-H-14", "weights_tag": "laion2b_s32b_b79k", "dim": 1024, "normalised": false} into '
+        f"{mine.with_name('conditioning.json')}\n"
+    )
+
+
+def test_other_pipelines(copy):
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(DataError, match="holds a StableDiffusionPipeline, expected a StableDiffusionXLPipeline"):
@@ -133,6 +184,11 @@ def test_weights_in_shards(copy):
     index = {"metadata": {"total_size": 0}, "weight_map": places}
     path.with_name(f"{path.name}.index.json").write_text(json.dumps(index))
     build(copy)
+    listed = path.with_name(f"{path.name}.index.json")
+    listed.write_text(json.dumps(index)[:-9])
+    with pytest.raises(DataError, match=rf"{listed.name} is cut short"):
+        build(copy)
+    listed.write_text(json.dumps(index))
     path.with_name(names[1]).unlink()
     with pytest.raises(DataError, match=rf"unet/{names[1]} is missing"):
         build(copy)

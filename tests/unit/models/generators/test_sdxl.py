@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -113,6 +115,22 @@ def test_missing_weights_say_what_to_do(folder, tmp_path, monkeypatch):
         build(folder, ip_adapter="missing.safetensors")
     with pytest.raises(DataError, match=r"hf download nobody/nothing models/x\.safetensors"):
         build(folder, ip_adapter="nobody/nothing/models/x.safetensors")
+
+
+def test_a_pipelines_own_adapter_says_what_it_was_trained_on(folder, tmp_path, monkeypatch):
+    """Half a copy: without the file, embeddings of any space with the same width would be painted."""
+    half = shutil.copytree(folder, tmp_path / "half")
+    (half / "ip_adapter" / "conditioning.json").unlink()
+    beside = half / "ip_adapter" / "conditioning.json"
+    with pytest.raises(DataError) as found:
+        build(half)
+    assert str(found.value) == (
+        f"{beside} is missing, which says what embeddings the IP-Adapter beside it was trained on; copy it again, or "
+        "name the adapter in generator.args.ip_adapter."
+    )
+    monkeypatch.setattr(sdxl_files, "POCKET_DIRECTORY", half)
+    with pytest.raises(DataError, match=r"trained on; run `make pocket-weights`, or name"):
+        build("pocket")
 
 
 @pytest.mark.weights

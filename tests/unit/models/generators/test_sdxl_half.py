@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     from eegrecon.models.generators.pocket_sdxl import save_pocket_sdxl
 
     folder = tmp_path_factory.mktemp("sdxl")
-    save_pocket_sdxl(folder, tiny_denoiser(), overflowing_vae(), torch.float32)
+    save_pocket_sdxl(folder, tiny_denoiser(), overflowing_vae(), torch.float32, {"model": "tiny", "dim": 12})
     return folder
 
 
