@@ -55,7 +55,7 @@ def reconstruct(home, run, *overrides):
 @pytest.mark.ddp
 def test_two_processes_make_the_same_pictures(tmp_path):
     build_tiny_set(tmp_path / "data", test_concepts=5)  # odd: the ranks' shares differ
-    tiny_sdxl(tmp_path / "sdxl", dim=256)
+    tiny_sdxl(tmp_path / "sdxl", dim=256, conditioning={"model": "pocket_clip", "weights_tag": "tiny", "dim": 256})
     build_run(tmp_path / "data", tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     best = ["draws=2", "keep=best"]
