@@ -93,7 +93,8 @@ class TargetStore:
         """What a network trained on this target and its consumer must agree on.
 
         Returns:
-            {name, model, weights_tag, layer, dim, normalised}.
+            {name, model, weights_tag, layer, dim, normalised}, and `kind` for texts, which nothing else tells from
+            pictures (manifests from before it was said stay as they are).
         """
         header = self.header
         return {
@@ -103,6 +104,7 @@ class TargetStore:
             "layer": header["layer"],
             "dim": self.dim,
             "normalised": self.l2_normalise or str(header["layer"]).endswith(UNIT_LENGTH),
+            **({"kind": self.kind} if self.kind == "text" else {}),
         }
 
     def latent_interface(self) -> dict[str, Any]:

@@ -142,9 +142,9 @@ def _image_only_input(cfg: TrainPriorConfig, interface: dict[str, Any], targets:
 
     path = image_only_dir(cfg)
     other = TargetStore(path, l2_normalise=cfg.target.l2_normalise).interface()
-    keys = [key for key in interface if key != "name" and other[key] != interface[key]]
+    keys = [key for key in {**interface, **other} if key != "name" and other.get(key) != interface.get(key)]
     if keys:
-        wrong = "; ".join(f"{key} is {other[key]!r} there and {interface[key]!r} here" for key in keys)
+        wrong = "; ".join(f"{key} is {other.get(key)!r} there and {interface.get(key)!r} here" for key in keys)
         raise ArtifactError(
             f"diffusion.image_only {path} holds other embeddings than the target {targets}: {wrong}; name a store that "
             "was made in the same way."

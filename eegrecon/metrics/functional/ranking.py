@@ -10,17 +10,24 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64, Real
 from torch import Tensor
+
+SUMMED = 16  # units in the last place that sums of the same terms, in other orders, may lie apart
+HALF = (torch.float16, torch.bfloat16)
 
 
 def rank_counts(
-    similarity: Float[Tensor, ...], target: Int[Tensor, ...]
+    similarity: Real[Tensor, ...], target: Int[Tensor, ...]
 ) -> tuple[Int64[Tensor, " q"], Int64[Tensor, " q"]]:
     """How many gallery entries are more similar than the target, and how many others are as similar.
 
     Matrix products round each column in their own way, and differently from one processor to the next, so similarities
-    count as equal up to 16 units in the last place of the row's largest.
+    count as equal up to 16 units in the last place of what was summed. For a product of unit vectors that is a share of
+    1, however small the cosine; for other numbers at least a share of the larger of the two that are compared. So the
+    unit is that of the larger one, or of the row's largest up to 1 where that is more: a large entry elsewhere in the
+    row makes nothing equal. Half precision (float16, bfloat16) holds sums that were made in float32 and rounded once
+    more at the end: there one unit of the half type is added, of the larger of the two. Integers are exact.
 
     Args:
         similarity: (q, g), larger is more similar.
@@ -43,9 +50,21 @@ def rank_counts(
         raise ValueError("similarity holds NaN or infinite values: the embeddings have diverged")
     if len(target) and not 0 <= int(target.min()) <= int(target.max()) < similarity.shape[1]:
         raise ValueError(f"target points outside the gallery of {similarity.shape[1]}")
-    ahead = similarity - similarity.gather(1, target.long()[:, None])
-    rounding = 16 * torch.finfo(similarity.dtype).eps * similarity.abs().amax(1, keepdim=True)
+    given, similarity = similarity.dtype, similarity.double()
+    own = similarity.gather(1, target.long()[:, None])
+    larger = torch.maximum(similarity.abs(), own.abs())
+    rounding = SUMMED * _epsilon(given) * torch.maximum(larger, similarity.abs().amax(1, keepdim=True).clamp(max=1))
+    if given in HALF:
+        rounding += torch.finfo(given).eps * larger
+    ahead = similarity - own
     return (ahead > rounding).sum(1), (ahead.abs() <= rounding).sum(1) - 1
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    """Of the type in which similarities of this type were summed."""
+    if not dtype.is_floating_point:
+        return 0.0
+    return float(torch.finfo(torch.float32 if dtype in HALF else dtype).eps)
 
 
 def target_rank(better: Int[Tensor, " q"], ties: Int[Tensor, " q"]) -> Float64[Tensor, " q"]:

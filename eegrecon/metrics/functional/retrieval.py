@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64, Real
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ class ConceptRanks(NamedTuple):
     ties: Tensor
 
 
-def topk_retrieval(similarity: Float[Tensor, "..."], target: Int[Tensor, "..."], k: int) -> Float64[Tensor, " q"]:
+def topk_retrieval(similarity: Real[Tensor, "..."], target: Int[Tensor, "..."], k: int) -> Float64[Tensor, " q"]:
     """Whether the target is among the k most similar of the gallery, tied entries in random order.
 
     Ties give the exact expectation of random tie-breaking, so a constant similarity scores k/g (chance) and not 1.
@@ -54,7 +54,7 @@ def topk_retrieval(similarity: Float[Tensor, "..."], target: Int[Tensor, "..."],
 
 
 def retrieval_kway(
-    similarity: Float[Tensor, "..."], target: Int[Tensor, "..."], k_way: int, k: int = 1
+    similarity: Real[Tensor, "..."], target: Int[Tensor, "..."], k_way: int, k: int = 1
 ) -> Float64[Tensor, " q"]:
     """Probability that the target is among the top k of itself and `k_way - 1` random others of the gallery.
 

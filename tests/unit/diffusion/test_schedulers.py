@@ -1,13 +1,15 @@
 """Every scheduler of the registry against a linear-Gaussian toy whose exact conditional is known."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from eegrecon.config import SCHEDULERS, Choice
-from eegrecon.diffusion.objectives import PREDICTION_TYPES, build_scheduler
+from eegrecon.diffusion.objectives import PREDICTION_TYPES, build_scheduler, training_target
 from eegrecon.diffusion.samplers import row_generators, sample_embeds
-from eegrecon.diffusion.scaled import PointPrior, ScaledPrior
+from eegrecon.diffusion.scaled import PointPrior, ScaledPrior, exact_network
 from eegrecon.diffusion.schedulers import build_solver
 from eegrecon.errors import ConfigError
 from eegrecon.models.priors.linear import NoPrior
@@ -184,6 +186,49 @@ def test_too_many_steps_are_a_sentence_before_anything_is_sampled():
     prior = ScaledPrior(PriorUNet(3, 3, [8, 4], 4), build_scheduler(), dim=3, cond_dim=3)
     with pytest.raises(ConfigError, match="cannot make 1001 steps"):
         prior.use_scheduler(Choice("ddpm"), 1001)
+
+
+def prior_with(kind, beta_schedule):
+    trained = build_scheduler(prediction_type=kind, beta_schedule=beta_schedule)
+    return ScaledPrior(PriorUNet(3, 3, [8, 4], 4), trained, dim=3, cond_dim=3)
+
+
+@pytest.mark.parametrize("kind", ["sample", "v_prediction"])
+def test_an_unstable_scheduler_is_refused_and_a_stable_one_is_not(kind):
+    """Heun over the cosine schedule: 5 steps turn the exact denoiser of N(0.7, 0.5²) into a spread of 37."""
+    prior = prior_with(kind, "squaredcos_cap_v2")
+    for steps in (2, 5, 30):
+        with pytest.raises(ConfigError) as found:
+            prior.use_scheduler(Choice("heun_discrete"), steps)
+        assert re.fullmatch(
+            rf"sample.scheduler 'heun_discrete' with {{}} cannot make {steps} steps for the prediction type '{kind}': "
+            r"over the beta_schedule 'squaredcos_cap_v2' it is unstable and would turn a perfect network's spread of 1 "
+            r"into [\d.e+]+; take more steps or another scheduler\.",
+            str(found.value),
+        )
+    prior.use_scheduler(Choice("heun_discrete"), 100)
+    prior_with(kind, "linear").use_scheduler(Choice("heun_discrete"), 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 50])
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("name", CHOICES)
+def test_sound_schedulers_are_kept_however_few_the_steps(name, kind, steps):
+    if (name, kind) not in NOT_IN_DIFFUSERS:
+        prior_with(kind, "linear").use_scheduler(CHOICES[name], steps)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_the_exact_network_is_the_posterior_mean(kind):
+    """Oracle: least squares over draws of clean vectors and noise."""
+    trained = build_scheduler(prediction_type=kind)
+    clean, noise = torch.randn(2, 200_000, 1, generator=torch.Generator().manual_seed(0))
+    for step in (50, 400, 900):
+        timestep = torch.full((len(clean),), step)
+        noisy, target = trained.add_noise(clean, noise, timestep), training_target(trained, clean, noise, timestep)
+        slope = (noisy * target).sum() / noisy.square().sum()
+        torch.testing.assert_close(exact_network(trained)(noisy, timestep), slope * noisy, atol=0.03, rtol=0)
 
 
 def test_a_prior_samples_with_the_scheduler_it_was_told_to_use():

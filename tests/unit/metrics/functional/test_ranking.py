@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from eegrecon.metrics.functional.ranking import (
     reciprocal_rank,
     target_rank,
 )
+from eegrecon.metrics.functional.retrieval import topk_retrieval
 
 PERFECT = torch.zeros(4, dtype=torch.long)
 
@@ -33,6 +35,59 @@ def test_a_difference_of_rounding_is_a_tie(dtype):
     assert (better.tolist(), ties.tolist()) == ([0, 0], [4, 4])
     better, ties = rank_counts(similarity + torch.tensor([0, 100 * step, 0, 0, 0], dtype=dtype), torch.tensor([3, 0]))
     assert (better.tolist(), ties.tolist()) == ([1, 1], [3, 3])
+
+
+def test_integers_are_counted_as_they_are():
+    similarity = torch.tensor([[3, 1, 2, 3], [10**15, 10**15 + 1, 10**15 - 1, 0]])
+    for given in (similarity, similarity.to(torch.int32).clamp(max=9), similarity.clamp(max=9).to(torch.uint8)):
+        better, ties = rank_counts(given, torch.tensor([2, 0]))
+        assert (better[0].item(), ties[0].item()) == (2, 0)
+    better, ties = rank_counts(similarity, torch.tensor([3, 0]))
+    assert (better.tolist(), ties.tolist()) == ([0, 1], [1, 0])
+    assert topk_retrieval(similarity, torch.tensor([0, 1]), 1).tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_large_column_ties_nothing(dtype):
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.rand(20, 50, generator=generator, dtype=torch.float64).to(dtype)
+    target = torch.arange(20)
+    better, ties = rank_counts(similarity, target)
+    order = similarity.argsort(1, descending=True)
+    assert better.tolist() == [(row == column).nonzero().item() for row, column in zip(order, target, strict=True)]
+    for scale in (1e6, -1e6):
+        more = torch.cat([similarity, torch.full((20, 1), scale, dtype=dtype)], dim=1)
+        assert torch.equal(rank_counts(more, target)[0], better + (scale > 0))
+        assert torch.equal(rank_counts(more, target)[1], ties)
+    small = rank_counts(similarity * 1e-9, target)  # not cosines: their own size counts
+    assert torch.equal(small[0], better)
+    assert torch.equal(small[1], ties)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_cosines_are_rounded_as_large_ones(dtype):
+    """Equal unit vectors, summed in many orders: the noise of a cosine near 0 is that of one near 1."""
+    generator = torch.Generator().manual_seed(1)
+    query, image = torch.nn.functional.normalize(torch.randn(2, 512, generator=generator, dtype=torch.float64))
+    image = torch.nn.functional.normalize(image - (image @ query) * query, dim=0) + 1e-4 * query  # a cosine near 0
+    orders = [torch.randperm(512, generator=generator) for _ in range(40)]
+    products = [(query.to(dtype)[order] * image.to(dtype)[order]).numpy() for order in orders]
+    cosines = torch.tensor(np.stack([terms.cumsum()[-1] for terms in products]))  # one after the other, in this type
+    assert (cosines - cosines[0]).abs().max() > 16 * torch.finfo(dtype).eps * cosines.abs().max()
+    row = torch.cat([cosines, torch.tensor([0.9], dtype=dtype)])[None]
+    better, ties = rank_counts(row, torch.tensor([0]))
+    assert (better.item(), ties.item()) == (1, 39)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_half_precision_was_rounded_once(dtype, step):
+    row = (0.5 + step * torch.tensor([[0, 1, 2, 3, -2, 20]], dtype=torch.float64)).to(dtype)
+    better, ties = rank_counts(row, torch.tensor([0]))
+    assert (better.item(), ties.item()) == (3, 1)  # the next number may be the same sum, rounded the other way
+    generator = torch.Generator().manual_seed(2)
+    exact = 0.5 + 0.1 * torch.rand(200, 200, generator=generator, dtype=torch.float64)
+    ties = rank_counts(exact.to(torch.float16), torch.arange(200))[1].double()
+    assert ties.mean() < 4  # 36 when every comparison had 16 units of float16
 
 
 @pytest.mark.parametrize(("better", "ties"), [(0, 0), (0, 3), (2, 1), (4, 0), (1, 3)])
