@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from eegrecon.data.epochs import UNIT_WORDS, EEGFormat, checked_array, from_epochs, is_odd, spread
+from eegrecon.data.epochs import UNIT_WORDS, EEGFormat, checked_array, from_epochs
 from eegrecon.data.picture_rows import check_finite
+from eegrecon.data.spreads import is_odd, odd_channels, spread
 from eegrecon.errors import ConfigError, DataError
 
 
@@ -71,9 +72,14 @@ def trials_of(eeg: Any, wanted: EEGFormat, channel_std: np.ndarray) -> tuple[np.
     except ValueError as error:
         raise DataError("the EEG is a list of trials of different shapes: give one array, or mne.Epochs.") from error
     trials, notes = checked_array(values, wanted), []
+    dead, *odd = odd_channels(trials, channel_std, wanted.ch_names)
     if is_odd(ratio := spread(trials, channel_std)):
         unit = UNIT_WORDS.get(str(wanted.unit), "that of training")
         notes.append(f"the EEG varies {ratio:.2g} times as much as the training trials: is its unit {unit}?")
+    elif single := ", ".join(filter(None, odd)):
+        notes.append(f"channels vary more or less than in training, by this factor: {single}: are they in one unit?")
+    if dead:
+        notes.append(f"channels are constant within every trial: {dead}")
     return trials, notes
 
 

@@ -18,7 +18,7 @@ from eegrecon.data.references import check_reference
 from eegrecon.data.spreads import LOOKED_AT, is_odd, odd_channels, spread
 from eegrecon.errors import DataError
 
-__all__ = ["FROM_MNE", "UNIT_WORDS", "EEGFormat", "checked_array", "from_epochs", "is_odd", "spread"]
+__all__ = ["FROM_MNE", "UNIT_WORDS", "EEGFormat", "checked_array", "from_epochs"]
 
 BLOCK = 256  # trials that are looked at together
 # Unit of training → MNE's channel types, how many of it are one of MNE's, and what MNE's is called.

@@ -13,7 +13,7 @@ from eegrecon.errors import ArtifactError, ConfigError
 from eegrecon.loading import load_stage
 
 SOURCES = ("captions", "retrieval")
-SPACE = ("model", "weights_tag", "layer", "dim", "normalised")  # what two ends of an image embedding must share
+SPACE = ("model", "weights_tag", "kind", "layer", "dim", "normalised")  # what two ends of an image embedding must share
 
 
 def captions_of(

@@ -194,6 +194,13 @@ def test_eeg_that_does_not_fit(pipe, eeg, capsys):
         pipe(as_epochs(eeg).compute_psd(verbose=False))
     pipe(eeg[:1] * 1e-6, generator=0)
     assert re.search("the EEG varies .*e-07 times .* is its unit µV", capsys.readouterr().err)
+    mixed = eeg[:1].copy()
+    mixed[:, 3] *= 1e6
+    mixed[:, 7] = 0
+    pipe(mixed, generator=0)
+    said = capsys.readouterr().err
+    assert re.search(rf"channels vary .* by this factor: {THINGS_EEG2_CHANNELS[3]} .*: are they in one unit", said)
+    assert f"channels are constant within every trial: {THINGS_EEG2_CHANNELS[7]}" in said
 
 
 def test_any_numbers_of_the_right_shape_will_do(pipe, eeg):

@@ -71,6 +71,7 @@ def test_embeddings_go_through_the_projector_of_their_space(parts):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"weights_tag": "other"}, "weights_tag is 't' there and 'other' here"),
     ({"normalised": True}, "normalised is False there and True here"),
+    ({"kind": "text"}, "kind is 'nothing' there and 'text' here"),
 ])  # fmt: skip
 def test_another_space_is_refused(parts, changed, message):
     with pytest.raises(ArtifactError, match=message):
